@@ -1,0 +1,1 @@
+//! The vfs driver: full copies, by reflink where possible.

@@ -1,0 +1,320 @@
+//! The contract of Vellum's storage drivers.
+//!
+//! A *driver* keeps layers on disk and says how to mount them. It is the part of a container engine that makes
+//! a container cost nothing until it writes. This crate holds what all drivers share: the trait [`Driver`], its
+//! errors, capabilities as data, mount plans, the generic diff, probing and selection. It holds no driver.
+//!
+//! # Model
+//!
+//! A **layer** is a set of changes to a tree, named by a [`LayerId`]. It has at most one **parent**, which
+//! never changes once set; following parents gives its **chain**, and laying the chain's changes over each
+//! other, base first, gives its **tree**. A layer is of one [`Kind`]:
+//!
+//! ```text
+//!                    create(Active, parent?)                 commit(parent?)
+//!        (nothing) ───────────────────────────▶ active ───────────────────────▶ committed
+//!            │                                   │ ▲                              │  ▲
+//!            │ create(View, parent)              │ └ mounted, written, copied     │  └ parent of others
+//!            └──────────────────────▶ view ──────┴───────────── remove ───────────┴──▶ (nothing)
+//! ```
+//!
+//! - **active**: may change, through a mount or a [`Target`](vellum_archive::target::Target). Nothing can lie on top.
+//!   A container's layer is active all its life.
+//! - **committed**: never changes again. Only committed layers are parents.
+//! - **view**: a read-only look at its parent, with no content of its own.
+//!
+//! An active layer never becomes a view, a view never an active layer, and a committed layer stays what it
+//! is until it is removed. A layer that is some layer's parent cannot be removed; that is the caller's to
+//! keep (the store's catalog knows who lies on whom), and a driver answers [`ErrorKind::InUse`] where it can tell.
+//!
+//! A driver does not know images, containers, names, digests or reference counts, and has no catalog: all
+//! that it must remember of a layer (its parent, its kind) lies in the layer's own folder, so that a lost
+//! catalog can be rebuilt from [`Driver::walk`]. It performs no mount: it *describes* it ([`MountPlan`]), and the
+//! one mounter performs, counts and undoes it.
+//!
+//! # Two families of callers, one trait
+//!
+//! | classic graph driver | containerd snapshotter | here |
+//! |---|---|---|
+//! | String | (plugin id) | [`Driver::name`] |
+//! | Create, CreateReadWrite | Prepare, View | [`Driver::create`] |
+//! | ApplyDiff | (the client unpacks through Mounts) | [`Driver::target`], then [`Driver::commit`] |
+//! | (implicit) | Commit, also with `parent` (rebase) | [`Driver::commit`] |
+//! | Get, Put | Mounts | [`Driver::mounts`], and the mounter's `acquire` and `release` |
+//! | Remove | Remove | [`Driver::remove`] |
+//! | Exists, GetMetadata | Stat | [`Driver::stat`], [`Driver::metadata`] |
+//! | (none) | Walk | [`Driver::walk`] |
+//! | Diff, Changes | (the client's differ) | [`Driver::diff`] into a [`DiffSink`] |
+//! | DiffSize | Usage | [`Driver::usage`] |
+//! | Status | (plugin exports) | [`Driver::status`] |
+//! | Cleanup | Cleanup, Close | [`Driver::cleanup`] |
+//! | mount label, storage options | labels | [`MountOptions::label`], [`CreateSpec::options`] |
+//!
+//! # Worked examples
+//!
+//! *An image of three layers is unpacked, in parallel.* For each layer: `create(id, Active, no parent)`, `target(id)`,
+//! feed the tar. When all are done, in order: `commit(a, None)`, `commit(b, Some(a))`, `commit(c, Some(b))`: each joins
+//! the layer to its parent. A driver without [`Ability::ParallelUnpack`] is given the parent at create, one
+//! layer after the other.
+//!
+//! *A container.* `create(x, Active, parent c)`; the mounter performs `mounts(x)`; the container runs and
+//! writes; the mounter releases. `diff(x)` says what changed; nothing else did. `remove(x)`.
+//!
+//! *A container becomes an image.* `diff(x)` into a sink that writes a tar, hashes it and feeds the `target` of a new
+//! active layer; `commit(new, Some(c))`. The container goes on.
+//!
+//! *A save point.* `copy(x, y)`, while x may be mounted but frozen. *Going back:* `copy(y, z)`, the container's layer
+//! becomes z, `remove(x)`.
+//!
+//! # Durability and failure
+//!
+//! No method syncs; the caller makes a barrier (one `syncfs` for a load, or [`Driver::sync`] for a small
+//! change) before it records the result. A method that fails leaves the layer it was to make absent or
+//! removable by [`Driver::remove`], and every other layer as it was. After a power cut a layer that the
+//! caller had not recorded may be in any state, and `remove` must still take it away.
+//!
+//! Every method may be called from many threads and many processes at once, for different layers. For one
+//! layer, the caller holds the layer's lock.
+
+mod capability;
+mod diff;
+mod error;
+mod plan;
+mod select;
+
+pub use capability::{Ability, Capabilities, Capability, Support};
+pub use diff::{Change, DiffEntry, DiffSink, generic_diff};
+pub use error::{Error, ErrorKind, Result};
+pub use plan::{
+    ClassicMount, Device, Mount, MountOption, MountPlan, MountSource, PathRef, Step, View, Views,
+};
+pub use select::{
+    Factory, PRIORITY_CLASSIC_FREEBSD, PRIORITY_CLASSIC_LINUX, PRIORITY_CLASSIC_WINDOWS, PRIORITY_TODAY,
+    Probe, ProbeEnvironment, Selection, select,
+};
+
+use std::path::Path;
+use vellum_archive::target::{Joints, Target, Usage};
+use vellum_types::LayerId;
+
+/// What a layer is. See the crate's documentation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// May change.
+    Active,
+    /// A read-only look at its parent.
+    View,
+    /// Never changes again.
+    Committed,
+}
+
+/// What a driver itself knows of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// The layer.
+    pub id: LayerId,
+    /// What it is.
+    pub kind: Kind,
+    /// The layer below, once it is known.
+    pub parent: Option<LayerId>,
+}
+
+/// How a layer is to be made.
+#[derive(Debug, Clone, Default)]
+pub struct CreateSpec<'a> {
+    /// The committed layer below; `None` for a base, or when it is named only at commit.
+    pub parent: Option<LayerId>,
+    /// A read-only look at `parent` instead of an active layer.
+    pub view: bool,
+    /// Storage options of this layer as (name, value), such as (`size`, `10737418240`). A driver refuses
+    /// what it does not know with [`ErrorKind::Unsupported`].
+    pub options: &'a [(String, String)],
+}
+
+/// How a layer is to be mounted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MountOptions {
+    /// Without a writable top, whatever the layer is.
+    pub read_only: bool,
+    /// A SELinux context for every file of the mount.
+    pub label: Option<String>,
+    /// Give up durability of the container's writes for speed (`volatile` of overlayfs): after a crash the layer must
+    /// be thrown away. Only ever on the user's request.
+    pub volatile: bool,
+}
+
+/// What a store tells a driver when it opens it. Recorded with the store: it never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DriverConfig {
+    /// The namespace of overlay's attributes in this store: `trusted.` as root, `user.` in a user namespace.
+    pub xattrs: vellum_archive::XattrForm,
+    /// The store belongs to a user without privileges: device nodes are left out, and owners that the user
+    /// namespace cannot hold are recorded in an attribute instead.
+    pub rootless: bool,
+}
+
+/// Whether a call found something to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Changed {
+    /// It did.
+    Yes,
+    /// All was already so.
+    No,
+}
+
+/// A storage driver. The crate's documentation tells the model, the lifecycle and the promises that hold for every
+/// method.
+pub trait Driver: Send + Sync + std::fmt::Debug {
+    /// The name users know it by, such as `overlay`. For showing and recording only: code that wants to know what a
+    /// driver can do asks [`Driver::capabilities`].
+    fn name(&self) -> &'static str;
+
+    /// The folder it owns. Everything a driver keeps lies in it.
+    fn home(&self) -> &Path;
+
+    /// What it can do on this machine and this file system, each with the reason. Costs nothing: probed at open.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Facts for people, as `docker info` shows them, in a fixed order.
+    ///
+    /// # Errors
+    /// A system call on the home failed.
+    fn status(&self) -> Result<Vec<(String, String)>>;
+
+    /// Makes the layer `id`: active, or a view of its parent.
+    ///
+    /// Costs a few system calls whatever the parent's size where [`Ability::InstantCreate`], else a copy of the parent's tree.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::Exists`]: there is a layer of this id.
+    /// - [`ErrorKind::NotFound`]: there is no such parent.
+    /// - [`ErrorKind::NotCommitted`]: the parent is active or a view.
+    /// - [`ErrorKind::TooDeep`]: the chain would have more than [`Ability::MaxLayers`] layers.
+    /// - [`ErrorKind::Unsupported`]: an option that this driver does not have here.
+    fn create(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()>;
+
+    /// Where an archive is unpacked into the active layer `id`. One at a time for a layer.
+    ///
+    /// With a parent given at create the target may look at the parent's tree; without, what needs it is left to
+    /// [`Driver::commit`] through [`Joints`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::NotActive`].
+    fn target(&self, id: LayerId) -> Result<Box<dyn Target>>;
+
+    /// Turns the active layer `id` into a committed one on `parent`, doing first what `joints` asks for.
+    ///
+    /// `parent` must be the one given at create, if one was given. Committing what is committed on the same parent
+    /// changes nothing. Costs a few system calls and one for each joint.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::NotFound`]: no such layer or parent.
+    /// - [`ErrorKind::NotActive`]: `id` is a view, or is committed on another parent.
+    /// - [`ErrorKind::NotCommitted`]: the parent is not.
+    /// - [`ErrorKind::Unsupported`]: a parent named only now, without [`Ability::ParallelUnpack`].
+    /// - [`ErrorKind::TooDeep`]: as in create.
+    /// - [`ErrorKind::Invalid`]: a joint names a file that no layer below has.
+    fn commit(&self, id: LayerId, parent: Option<LayerId>, joints: &Joints) -> Result<Changed>;
+
+    /// Makes `to` an active layer with the same parent and content as the active layer `from`, which stays.
+    /// By reflink where the file system has it, else by copying what `from` itself holds.
+    ///
+    /// The caller sees to it that `from` does not change meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::NotActive`], [`ErrorKind::Exists`].
+    fn copy(&self, from: LayerId, to: LayerId) -> Result<()>;
+
+    /// Takes the layer `id` away, whatever state it is in, half made ones too.
+    ///
+    /// Costs the same whatever the layer's size: what is large is moved into the folder `trash` (on the same file system),
+    /// under a name that begins with the id, and deleted there later, by [`Driver::purge`]. `Changed::No` if there was nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] where the driver itself can tell that the layer is mounted or a parent.
+    fn remove(&self, id: LayerId, trash: &Path) -> Result<Changed>;
+
+    /// Deletes what [`Driver::remove`] moved into the trash. May take long; may be interrupted and called again.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn purge(&self, trashed: &Path) -> Result<()>;
+
+    /// How to mount the layer's tree. Describes only; nothing is changed.
+    ///
+    /// A committed layer is always mounted read-only.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::NotCommitted`] when the layer has no tree yet (made without parent
+    /// to be joined later is fine: its tree is its own content).
+    fn mounts(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan>;
+
+    /// What the driver knows of a layer; `None` if there is none of this id.
+    ///
+    /// # Errors
+    /// The file system's, or [`ErrorKind::Damaged`].
+    fn stat(&self, id: LayerId) -> Result<Option<LayerInfo>>;
+
+    /// Calls `visit` for every layer on disk, in no order, also for damaged ones (as an error of kind
+    /// [`ErrorKind::Damaged`] that names the id). Layers may come and go meanwhile.
+    ///
+    /// # Errors
+    /// The file system's; whatever `visit` returns.
+    fn walk(&self, visit: &mut dyn FnMut(LayerId, Result<LayerInfo>) -> Result<()>) -> Result<()>;
+
+    /// What an inspecting engine shows of a layer, such as the folders of its parts.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    fn metadata(&self, id: LayerId) -> Result<Vec<(String, String)>>;
+
+    /// Tells `sink` what makes the tree of `id` different from that of `base`, or from nothing.
+    ///
+    /// Entries come in the order a tar wants them: a directory before what is in it, names sorted by bytes. Parents
+    /// of changed entries are told as modified when they themselves are not. The result is that of [`generic_diff`];
+    /// with [`Ability::NativeDiff`] and `base` the layer's own parent, the cost is proportional to the changes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; whatever the sink returns.
+    fn diff(
+        &self,
+        id: LayerId,
+        base: Option<LayerId>,
+        views: &dyn Views,
+        sink: &mut dyn DiffSink,
+    ) -> Result<()> {
+        generic_diff(self.as_dyn(), id, base, views, sink)
+    }
+
+    /// This, as a trait object: for the default methods.
+    fn as_dyn(&self) -> &dyn Driver;
+
+    /// What the layer takes on disk by itself, measured now: proportional to its own content.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    fn usage(&self, id: LayerId) -> Result<Usage>;
+
+    /// Brings the layer's own files to the disk one by one: for small layers, where `syncfs` of the whole file system would wait
+    /// for everybody else's writes.
+    ///
+    /// # Errors
+    /// The file system's: what it reports late (a full disk) is reported here.
+    fn sync(&self, id: LayerId) -> Result<()>;
+
+    /// Looks whether the layer's own structure is sound (not its content), and says what is not, in sentences.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], and the file system's.
+    fn check(&self, id: LayerId) -> Result<Vec<String>>;
+
+    /// Lets go of what the driver holds for all layers (devices, shared mounts), before the store is taken off.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn cleanup(&self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,1 @@
+//! Performs, counts and undoes mount plans.

@@ -1,0 +1,1 @@
+//! Layers, images and containers over the drivers: durable, shared, checked.

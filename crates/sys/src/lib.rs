@@ -1,0 +1,1 @@
+//! System calls of Vellum: the only crate with unsafe code.

@@ -1,0 +1,1 @@
+//! Conformance suite, file trees, fixtures and faults for tests.
