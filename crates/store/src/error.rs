@@ -1,0 +1,190 @@
+//! Errors of the store.
+
+use std::path::Path;
+
+/// The result of a store's method.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, as data: what a caller decides by and an exit code follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Code {
+    /// There is no such image, container, layer or save point, or no store.
+    NotFound,
+    /// It is already there.
+    Exists,
+    /// Mounted, has children, or is held by another process.
+    InUse,
+    /// The request, or what was given to the store, is wrong.
+    Invalid,
+    /// No space, no inodes, over a quota, or below the floor of free space.
+    Full,
+    /// What lies on disk is not what was written.
+    Damaged,
+    /// Not possible here: the driver, the kernel, or a store of a newer format.
+    Unsupported,
+    /// The kernel or the file system refused.
+    System,
+}
+
+/// A store's error: what was attempted, on what, why it failed, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.describe())]
+pub struct Error {
+    code: Code,
+    operation: String,
+    object: Option<String>,
+    reason: Option<String>,
+    hint: Option<String>,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error with no cause below it: `cannot OPERATION: REASON`.
+    pub fn new(code: Code, operation: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            code,
+            operation: operation.into(),
+            object: None,
+            reason: Some(reason.into()),
+            hint: None,
+            source: None,
+        }
+    }
+
+    /// A failed system call on `path`.
+    pub fn io(
+        operation: impl Into<String>,
+        path: impl AsRef<Path>,
+        source: impl Into<std::io::Error>,
+    ) -> Self {
+        let source = source.into();
+        Self {
+            code: code_of(&source),
+            operation: operation.into(),
+            object: Some(path.as_ref().display().to_string()),
+            reason: None,
+            hint: None,
+            source: Some(Box::new(source)),
+        }
+    }
+
+    /// An error of this code with a cause below it.
+    pub fn caused(
+        code: Code,
+        operation: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            code,
+            operation: operation.into(),
+            object: None,
+            reason: None,
+            hint: None,
+            source: Some(source.into()),
+        }
+    }
+
+    /// There is no `kind` called `name`.
+    pub fn not_found(kind: &str, name: impl std::fmt::Display) -> Self {
+        Self::new(Code::NotFound, format!("find the {kind} '{name}'"), format!("there is no such {kind}"))
+    }
+
+    /// Names the object it was about.
+    #[must_use]
+    pub fn object(mut self, object: impl std::fmt::Display) -> Self {
+        self.object = Some(object.to_string());
+        self
+    }
+
+    /// Says what to do.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// What kind of error it is.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What the user can do about it: this error's own advice, or that of the driver below.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref().or_else(|| {
+            let mut below = std::error::Error::source(self);
+            while let Some(error) = below {
+                if let Some(hint) =
+                    error.downcast_ref::<vellum_driver::Error>().and_then(|e| e.hint.as_deref())
+                {
+                    return Some(hint);
+                }
+                below = error.source();
+            }
+            None
+        })
+    }
+
+    fn describe(&self) -> String {
+        let mut out = format!("cannot {}", self.operation);
+        if let Some(object) = &self.object {
+            out.push_str(&format!(" ({object})"));
+        }
+        if let Some(reason) = &self.reason {
+            out.push_str(": ");
+            out.push_str(reason);
+        }
+        out
+    }
+}
+
+/// What a failed system call means to the caller.
+pub(crate) fn code_of(error: &std::io::Error) -> Code {
+    use std::io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded => Code::Full,
+        Kind::ResourceBusy => Code::InUse,
+        Kind::NotFound => Code::NotFound,
+        Kind::AlreadyExists => Code::Exists,
+        _ => Code::System,
+    }
+}
+
+impl From<vellum_driver::Error> for Error {
+    fn from(error: vellum_driver::Error) -> Self {
+        use vellum_driver::ErrorKind as Kind;
+        let code = match error.kind {
+            Kind::NotFound => Code::NotFound,
+            Kind::Exists => Code::Exists,
+            Kind::InUse => Code::InUse,
+            Kind::NotActive | Kind::NotCommitted | Kind::Invalid | Kind::TooDeep => Code::Invalid,
+            Kind::Unsupported => Code::Unsupported,
+            Kind::Damaged => Code::Damaged,
+            Kind::Full => Code::Full,
+            _ => Code::System,
+        };
+        Self::caused(code, "do it with the storage driver", error)
+    }
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode as Sql;
+        let code = match error.sqlite_error_code() {
+            Some(Sql::DiskFull) => Code::Full,
+            Some(Sql::DatabaseCorrupt | Sql::NotADatabase) => Code::Damaged,
+            Some(Sql::DatabaseBusy | Sql::DatabaseLocked) => Code::InUse,
+            _ => Code::System,
+        };
+        let hint = match code {
+            Code::Damaged => Some("`vellum check --repair` rebuilds the catalog from what lies on disk"),
+            Code::Full => Some("make room on the store's file system; nothing was changed"),
+            _ => None,
+        };
+        let mut out = Self::caused(code, "work with the catalog", error);
+        out.hint = hint.map(str::to_owned);
+        out
+    }
+}
