@@ -1,1 +1,31 @@
 //! System calls of Vellum: the only crate with unsafe code.
+//!
+//! What rustix has a safe call for is called directly everywhere; here is what it lacks, and what several crates need in the
+//! same way. Each kernel object is one type that lets go of it when dropped; each kernel structure has its size and offsets
+//! asserted at compile time; each unsafe block says why it is sound.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`mount`] | mounts by fsopen and open_tree, their attributes, their unique ids |
+//! | [`mountinfo`] | which mounts there are: statmount, listmount, /proc/self/mountinfo |
+//! | [`loopdev`] | loop devices |
+//! | [`ns`] | the user and mount namespace of an unprivileged user's store |
+//! | [`detach`] | background workers that outlive the command |
+//! | [`lock`] | flock |
+//! | [`file`] | files that appear whole or not at all, folders that only their owner enters |
+//! | [`fsinfo`] | what a file system is and can do |
+//! | [`ioctl`] | freezing, block device sizes |
+//! | [`process`] | who uses a mount |
+//! | [`fault`] | named points where tests make things fail |
+//! | [`random`], [`boot`] | random bytes, this boot's id |
+
+// Each unsafe block is documented (a lint of the workspace sees to it), and there is no other crate that has any.
+#![allow(unsafe_code)]
+
+pub mod boot;
+pub mod fault;
+pub mod file;
+pub mod ioctl;
+pub mod lock;
+pub mod mount;
+pub mod random;
