@@ -7,14 +7,14 @@
 //! | module | what |
 //! |---|---|
 //! | [`mount`] | mounts by fsopen and open_tree, their attributes, their unique ids |
-//! | [`mountinfo`] | which mounts there are: statmount, listmount, /proc/self/mountinfo |
+//! | [`mountinfo`] | which mounts there are, by statmount and /proc/self/mountinfo |
 //! | [`loopdev`] | loop devices |
 //! | [`ns`] | the user and mount namespace of an unprivileged user's store |
 //! | [`detach`] | background workers that outlive the command |
 //! | [`lock`] | flock |
 //! | [`file`] | files that appear whole or not at all, folders that only their owner enters |
 //! | [`fsinfo`] | what a file system is and can do |
-//! | [`ioctl`] | freezing, block device sizes |
+//! | [`ioctl`] | freezing a file system |
 //! | [`process`] | who uses a mount |
 //! | [`fault`] | named points where tests make things fail |
 //! | [`random`], [`boot`] | random bytes, this boot's id |
@@ -23,9 +23,23 @@
 #![allow(unsafe_code)]
 
 pub mod boot;
+pub mod detach;
 pub mod fault;
 pub mod file;
+pub mod fsinfo;
 pub mod ioctl;
 pub mod lock;
+pub mod loopdev;
 pub mod mount;
+pub mod mountinfo;
+pub mod process;
 pub mod random;
+
+/// Says that a test could not run here, and why.
+#[cfg(test)]
+pub(crate) fn skip(name: &str, reason: &dyn std::fmt::Display) {
+    #[expect(clippy::print_stdout, reason = "the test runner counts these lines")]
+    {
+        println!("SKIP {name}: {reason}");
+    }
+}
