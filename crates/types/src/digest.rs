@@ -24,7 +24,7 @@ impl Algorithm {
     }
 
     /// The number of bytes of a digest.
-    pub fn len(self) -> usize {
+    pub fn size(self) -> usize {
         match self {
             Self::Sha256 => 32,
             Self::Sha512 => 64,
@@ -64,13 +64,13 @@ impl Digest {
 
     /// The raw bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.algorithm.len()]
+        &self.bytes[..self.algorithm.size()]
     }
 
     /// The hexadecimal part alone: what blobs are named by.
     pub fn hex(&self) -> String {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut out = String::with_capacity(self.algorithm.len() * 2);
+        let mut out = String::with_capacity(self.algorithm.size() * 2);
         for byte in self.as_bytes() {
             out.push(DIGITS[usize::from(byte >> 4)] as char);
             out.push(DIGITS[usize::from(byte & 15)] as char);
@@ -102,7 +102,7 @@ impl FromStr for Digest {
             "sha512" => Algorithm::Sha512,
             _ => return Err(error("the algorithm must be sha256 or sha512")),
         };
-        if hex.len() != algorithm.len() * 2 {
+        if hex.len() != algorithm.size() * 2 {
             return Err(error("wrong number of hexadecimal digits"));
         }
         let mut bytes = [0; 64];

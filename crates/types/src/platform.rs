@@ -70,7 +70,7 @@ impl FromStr for Platform {
             !part.is_empty() && part.bytes().all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(&c))
         };
         let parts: Vec<&str> = text.split('/').collect();
-        if !parts.iter().all(|part| valid(&part)) {
+        if !parts.iter().all(valid) {
             return Err(error("parts are letters, digits, '_', '.' and '-'"));
         }
         match parts[..] {
