@@ -1,1 +1,10 @@
-//! Conformance suite, file trees, fixtures and faults for tests.
+//! What Vellum's tests share. Nothing here is part of the product.
+//!
+//! - [`tree`]: file trees told as data, made on disk, read back and compared entry by entry.
+//! - [`scratch`]: file systems for tests, which go away with the test, also when it fails or is killed.
+//! - [`skip!`]: a test that cannot run here says why, and is counted.
+//! - [`fault`]: children that die at a named point.
+
+pub mod scratch;
+pub mod skip;
+pub mod tree;
