@@ -13,6 +13,9 @@
 //!
 //! It owns nothing on disk: callers say where recipes and manifests go.
 
+pub mod attributes;
+pub mod compression;
+pub mod digest;
 pub mod target;
 pub mod tree;
 

@@ -2,7 +2,7 @@
 //!
 //! [`crate::apply`] reads a tar, checks and normalises every entry, and calls a [`Target`] for each.
 //! A target therefore never sees an absolute path, a `..`, an empty name, an unknown type or a
-//! forged attribute: what it gets is what the layer means. Drivers that keep layers as folders use
+//! whiteout's name: what it gets is what the layer means. Drivers that keep layers as folders use
 //! [`crate::folder::FolderTarget`]; others bring their own.
 //!
 //! # Order of calls
@@ -14,7 +14,7 @@
 //! makes them and reports them in [`Joints::implied`], so that the driver can copy owner, mode,
 //! times and attributes from the layers below when the layer is joined to its parent.
 
-use std::io::Read;
+use std::io::{BufRead, Read};
 
 /// A path inside a layer: one or more names joined by `/`, none of them empty, `.` or `..`, without
 /// NUL, none longer than 255 bytes, at most 4095 bytes in all. The root is the empty path.
@@ -157,7 +157,8 @@ pub struct Meta {
     /// Last change of the content.
     pub mtime: Time,
     /// Extended attributes by full name (`user.x`, `security.capability`, `system.posix_acl_access`),
-    /// sorted, no name twice. Names that belong to overlayfs or to Vellum are already escaped or refused.
+    /// sorted, no name twice. These are the layer's own, by the names a container sees: a target that keeps them where
+    /// overlayfs or Vellum has a meaning for such names escapes them ([`crate::attributes::escape`]).
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -178,8 +179,9 @@ pub enum Node {
 ///
 /// Sparse files come as their data extents: [`FileData::next_extent`] gives the next run of data as
 /// (offset, length), and exactly that many bytes are then read. What no extent covers is a hole. A file
-/// that is not sparse is one extent.
-pub trait FileData: Read {
+/// that is not sparse is one extent. [`BufRead`] hands out the archive's own buffer, so that nothing is copied on the way;
+/// its end is the end of the extent. Whoever takes the data takes all of it.
+pub trait FileData: BufRead {
     /// The next run of data, in ascending order; `None` after the last.
     ///
     /// # Errors
@@ -233,6 +235,9 @@ pub struct Finished {
     pub joints: Joints,
 }
 
+/// Takes the content of a file that is about to be replaced. See [`Target::replaced`].
+pub type SaveFile<'a> = dyn FnMut(&LayerPath, &mut dyn Read) -> std::io::Result<()> + 'a;
+
 /// Where a layer's entries go. See the module's documentation for the order of calls.
 ///
 /// Each method either does all of its work or fails; after an error the target is dropped, and the
@@ -285,6 +290,22 @@ pub trait Target: Send {
     /// # Errors
     /// The file system's, with the path.
     fn opaque(&mut self, path: &LayerPath) -> Result<(), TargetError>;
+
+    /// Something of this layer at or below `path` may be about to be replaced by another entry: calls `save` with
+    /// every regular file of this layer there and its content, because the recipe can no longer take it from the final
+    /// tree. Nothing there is no error, and what lower layers have does not count, but does no harm.
+    ///
+    /// # Errors
+    /// The file system's; what `save` returns. Targets that cannot read back answer
+    /// [`std::io::ErrorKind::Unsupported`], and archives that name a path twice are then refused.
+    fn replaced(&mut self, path: &LayerPath, save: &mut SaveFile<'_>) -> Result<(), TargetError> {
+        let _ = save;
+        Err(TargetError {
+            operation: "read back for the recipe".into(),
+            path: path.clone(),
+            source: std::io::ErrorKind::Unsupported.into(),
+        })
+    }
 
     /// The archive is at its end: set directories' times, count.
     ///

@@ -1,0 +1,117 @@
+//! Walking a tree in the order a tar wants.
+
+use super::{Form, Node, TreeError, allocated};
+use crate::target::{LayerPath, Usage};
+use rustix::fs::{FileType, RawDir};
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+/// The names in an open directory, sorted by bytes, without `.` and `..`.
+///
+/// # Errors
+/// The file system's.
+pub fn read_dir(dir: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    // A view of its own, so that the caller's position does not matter.
+    let own = super::open_dir(dir, OsStr::new("."))?;
+    let mut buffer = [MaybeUninit::uninit(); 8192];
+    let mut entries = RawDir::new(own, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name.to_vec()));
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Whether to go on below an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visit {
+    /// Into it, if it is a directory.
+    Enter,
+    /// Past it.
+    Skip,
+}
+
+/// Visits every entry below `root`, and `root` itself first: a directory before what is in it, names
+/// sorted by bytes. Does not leave through links.
+///
+/// # Errors
+/// The file system's, with the path; whatever `visit` returns, with the path it was called for.
+pub fn walk(
+    root: BorrowedFd<'_>,
+    form: Form,
+    visit: &mut dyn FnMut(&LayerPath, &Node<'_>) -> io::Result<Visit>,
+) -> Result<(), TreeError> {
+    let path = LayerPath::root();
+    let node = Node::at(root, OsStr::new("."), form).map_err(TreeError::at("look at", &path))?;
+    if visit(&path, &node).map_err(TreeError::at("read", &path))? == Visit::Enter {
+        descend(root, &path, form, visit)?;
+    }
+    Ok(())
+}
+
+fn descend(
+    dir: BorrowedFd<'_>,
+    path: &LayerPath,
+    form: Form,
+    visit: &mut dyn FnMut(&LayerPath, &Node<'_>) -> io::Result<Visit>,
+) -> Result<(), TreeError> {
+    for name in read_dir(dir).map_err(TreeError::at("list", path))? {
+        let below = path
+            .join(name.as_bytes())
+            .map_err(|reason| TreeError::at("descend into", path)(io::Error::other(reason)))?;
+        let node = Node::at(dir, &name, form).map_err(TreeError::at("look at", &below))?;
+        let next = visit(&below, &node).map_err(TreeError::at("read", &below))?;
+        if next == Visit::Enter && node.file_type() == FileType::Directory {
+            let child = node.open_dir().map_err(TreeError::at("open", &below))?;
+            use std::os::fd::AsFd as _;
+            descend(child.as_fd(), &below, form, visit)?;
+        }
+    }
+    Ok(())
+}
+
+fn plain() -> Form {
+    Form { xattrs: crate::XattrForm::Trusted, rootless: false, raw: true }
+}
+
+/// What a tree takes on disk, its root included; files with several links count once.
+///
+/// # Errors
+/// The file system's, with the path.
+pub fn usage(root: BorrowedFd<'_>) -> Result<Usage, TreeError> {
+    let mut usage = Usage::default();
+    let mut linked = HashSet::new();
+    walk(root, plain(), &mut |_, node| {
+        let several = node.stat.st_nlink > 1 && node.file_type() != FileType::Directory;
+        if !several || linked.insert(node.stat.st_ino) {
+            usage += Usage { bytes: allocated(&node.stat), inodes: 1 };
+        }
+        Ok(Visit::Enter)
+    })?;
+    Ok(usage)
+}
+
+/// Brings every file and directory of a small tree to the disk.
+///
+/// # Errors
+/// The file system's, with the path: also what it had put off, such as a full disk.
+pub fn sync(root: BorrowedFd<'_>) -> Result<(), TreeError> {
+    walk(root, plain(), &mut |_, node| {
+        match node.file_type() {
+            FileType::RegularFile => node.open()?.sync_all()?,
+            FileType::Directory => rustix::fs::fsync(node.open_dir()?)?,
+            // Links, devices and pipes have no data of their own: their inodes are in the directory's transaction.
+            _ => {}
+        }
+        Ok(Visit::Enter)
+    })
+}
