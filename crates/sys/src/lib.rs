@@ -16,6 +16,7 @@
 //! | [`fsinfo`] | what a file system is and can do |
 //! | [`ioctl`] | freezing a file system |
 //! | [`process`] | who uses a mount |
+//! | [`child`] | what a child process cost |
 //! | [`fault`] | named points where tests make things fail |
 //! | [`random`], [`boot`] | random bytes, this boot's id |
 
@@ -23,6 +24,7 @@
 #![allow(unsafe_code)]
 
 pub mod boot;
+pub mod child;
 pub mod detach;
 pub mod fault;
 pub mod file;

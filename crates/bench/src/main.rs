@@ -1,0 +1,74 @@
+//! Measures Vellum beside the tools people use today.
+//!
+//! Every figure is the median of several runs that alternate between the tools, on one file system, and what counts
+//! is the ratio: machines are shared and noisy. Nothing here asserts a time; the table says which goals are met.
+//!
+//! A trap that this avoids: ext4 does not reuse an inode deleted a moment ago and scans past it, so that creating files right after
+//! a mass deletion is several times slower. Outputs are therefore kept until all runs of a line are over.
+// A command of its own: what it prints is what it is for.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod images;
+mod lines;
+mod peers;
+mod report;
+mod run;
+
+use clap::Parser;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Measures Vellum beside tar, pigz, umoci, podman and containerd.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The vellum command to measure.
+    #[arg(long, default_value = "target/release/vellum")]
+    vellum: PathBuf,
+    /// The folder for images and stores; it decides which file system is measured.
+    #[arg(long, default_value = "/var/tmp/vellum-bench")]
+    work: PathBuf,
+    /// The real Debian image, an OCI layout (`cargo xtask image real` builds it and prints its place).
+    #[arg(long)]
+    real: Option<PathBuf>,
+    /// Runs of each line.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// Only lines whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Where the figures go as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match bench(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(arguments: &Arguments) -> Result<(), run::Error> {
+    let bench = lines::Bench::new(arguments)?;
+    let mut report = report::Report::new(&bench);
+    for line in lines::ALL {
+        if arguments.only.as_deref().is_some_and(|only| !line.name.contains(only)) {
+            continue;
+        }
+        eprintln!("{} …", line.name);
+        match (line.measure)(&bench) {
+            Ok(figures) => report.add(line.name, figures),
+            Err(run::Error::Missing(what)) => report.skip(line.name, &what),
+            Err(error) => return Err(error),
+        }
+        bench.clean()?;
+    }
+    println!("{report}");
+    if let Some(path) = &arguments.json {
+        report.write(path)?;
+    }
+    Ok(())
+}
