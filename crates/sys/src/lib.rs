@@ -34,6 +34,7 @@ pub mod lock;
 pub mod loopdev;
 pub mod mount;
 pub mod mountinfo;
+pub mod ns;
 pub mod process;
 pub mod random;
 
