@@ -16,6 +16,7 @@
 pub mod attributes;
 pub mod compression;
 pub mod digest;
+pub mod folder;
 pub mod target;
 pub mod tree;
 

@@ -6,6 +6,7 @@ mod copy;
 mod remove;
 mod walk;
 
+pub(crate) use copy::open_parent;
 pub use copy::{CopyOptions, copy};
 pub use remove::{remove, remove_content};
 pub use walk::{Visit, read_dir, sync, usage, walk};
