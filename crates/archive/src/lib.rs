@@ -19,6 +19,7 @@ pub mod digest;
 pub mod folder;
 pub mod target;
 pub mod tree;
+pub mod write;
 
 /// The namespace of the attributes that overlayfs and Vellum keep on a layer's files. Recorded with a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
