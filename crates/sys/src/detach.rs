@@ -39,7 +39,7 @@ pub(crate) fn this_executable<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item
 
 /// Leaves a child behind that goes on, while the process between it and its parent ends at once: the parent waits for that one
 /// only, and keeps no zombie.
-fn become_orphan() -> io::Result<()> {
+pub(crate) fn become_orphan() -> io::Result<()> {
     // SAFETY: this process is the single-threaded child of a fork already; both sides go on with system calls only.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
