@@ -17,6 +17,7 @@ pub mod attributes;
 pub mod compression;
 pub mod digest;
 pub mod folder;
+pub mod manifest;
 pub mod target;
 pub mod tree;
 pub mod write;
