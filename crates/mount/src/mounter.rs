@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use vellum_driver::MountPlan;
 use vellum_sys::file::{ensure_folder, private_folder};
-use vellum_sys::mount::{MountId, unmount};
+use vellum_sys::mount::MountId;
 use vellum_sys::mountinfo::{self, MountNamespace, Presence};
 use vellum_types::LayerId;
 
@@ -23,6 +23,10 @@ const PATIENCE: Duration = Duration::from_millis(200);
 
 /// How many mounts over a layer's own are taken away when it is to go at any price.
 const MOST_COVERS: u32 = 64;
+
+/// How often, and at first after how long, an unmount is tried again that finds the mount in use.
+const MORE_TRIES: u32 = 4;
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// A layer that is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -389,6 +393,20 @@ impl Mounter {
 
 fn elsewhere(layer: LayerId, name: &MountName) -> Error {
     Error::Elsewhere { layer, namespace: name.namespace().inode }
+}
+
+/// Takes a mount away. A use that is over in some milliseconds is waited for: of a child between fork and exec, which still has
+/// its parent's descriptors, or of whoever looks at new mounts.
+pub(crate) fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 0..MORE_TRIES {
+        match vellum_sys::mount::unmount(target, lazy) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(pause),
+            result => return result,
+        }
+        pause *= 2;
+    }
+    vellum_sys::mount::unmount(target, lazy)
 }
 
 /// Whether something is mounted on a folder of `parent`.

@@ -134,7 +134,7 @@ impl Records {
             records: self,
             name: name.to_owned(),
             file: File::from(file),
-            empty: true,
+            empty: false,
         }))
     }
 
@@ -148,8 +148,8 @@ impl Records {
         }
     }
 
-    /// The record's first line; `None` if it is none. What a killed process left half written is as good as nothing, because the mount that it
-    /// would have told of never got its place.
+    /// The record's first line; `None` if it has no end: what a killed process left half written is as good as nothing, because the mount that
+    /// it would have told of never got its place. A whole line that makes no sense is an error: it may be a later Vellum's.
     fn parse<R: DeserializeOwned>(&self, name: &str, file: &File) -> Result<Option<R>> {
         let fail = |error| Error::io("read the record", self.path.join(name), error);
         let mut bytes = Vec::new();
@@ -161,8 +161,9 @@ impl Records {
                 break;
             }
         }
-        let line = bytes.split_inclusive(|byte| *byte == b'\n').next().filter(|line| line.ends_with(b"\n"));
-        Ok(line.and_then(|line| serde_json::from_slice(line).ok()))
+        let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
+        let line = lines.next().filter(|line| line.ends_with(b"\n"));
+        line.map(serde_json::from_slice).transpose().map_err(|error| fail(error.into()))
     }
 }
 
@@ -172,7 +173,7 @@ pub(crate) struct Locked<'a> {
     records: &'a Records,
     name: String,
     file: File,
-    /// Nothing was found in it or written to it: the file is there for the lock only, and goes with it.
+    /// It was read and there was nothing in it, nor was anything written: the file is there for the lock only, and goes with it.
     empty: bool,
 }
 
@@ -236,6 +237,10 @@ mod tests {
         assert_eq!(records.peek::<Vec<u32>>("x").unwrap(), Some(vec![4]));
         std::fs::write(dir.path().join("r/x"), b"[4").unwrap();
         assert_eq!(records.peek::<Vec<u32>>("x").unwrap(), None);
+        std::fs::write(dir.path().join("r/x"), b"{}\n").unwrap();
+        assert!(records.lock("x").unwrap().read::<Vec<u32>>().is_err());
+        assert_eq!(records.names().unwrap(), ["x"], "what is not understood is kept");
+        std::fs::write(dir.path().join("r/x"), b"[4").unwrap();
         let mut locked = records.lock("x").unwrap();
         assert_eq!(locked.read::<Vec<u32>>().unwrap(), None);
         drop(locked);

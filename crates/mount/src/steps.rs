@@ -117,7 +117,7 @@ impl Mounter {
         if let StepState::Mount(name) = &record.state {
             let place = self.shared_place(key);
             if self.presence(name, &place)? == Presence::There
-                && vellum_sys::mount::unmount(&place, false).is_err()
+                && crate::mounter::unmount(&place, false).is_err()
             {
                 return Ok(false);
             }

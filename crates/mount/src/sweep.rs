@@ -1,12 +1,11 @@
 //! Cleaning up after killed processes and reboots.
 
-use crate::mounter::{State, is_mounted_on};
+use crate::mounter::{State, is_mounted_on, unmount};
 use crate::record::{LayerRecord, StepRecord};
 use crate::runtime::names;
 use crate::{Error, Mounter, Result};
 use std::collections::HashSet;
 use vellum_sys::lock::FileLock;
-use vellum_sys::mount::unmount;
 use vellum_types::LayerId;
 
 /// What a sweep took away.

@@ -104,9 +104,8 @@ impl Mounter {
         let (_, runtime) = self.runtime();
         let lock = runtime.join("views.lock");
         let _locked = FileLock::shared(&lock).map_err(|error| Error::io("lock", &lock, error))?;
-        let places = Places { mounter: self, folder: self.runtime_part("views")?, places: Vec::new() };
+        let mut places = Places { mounter: self, folder: self.runtime_part("views")?, places: Vec::new() };
         let keys: Vec<String> = made.keys().cloned().collect();
-        let mut places = places;
         for key in keys {
             if let Some(Prepared::Detached(_)) = made.get(&key)
                 && let Some(Prepared::Detached(part)) = made.remove(&key)
@@ -146,5 +145,38 @@ impl Drop for Places<'_> {
             let _ = unmount(place, true);
             self.mounter.remove_folder(&self.folder, name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vellum_driver::MountSource;
+    use vellum_sys::mount::FsContext;
+
+    /// What kernels before 6.15 need.
+    #[test]
+    #[expect(clippy::print_stdout, reason = "the test runner counts these lines")]
+    fn root_a_view_with_places_leaves_none() {
+        if !rustix::process::geteuid().is_root() {
+            return println!("SKIP root_a_view_with_places_leaves_none: needs root");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mounter = Mounter::new(dir.path().join("run"), dir.path().join("mnt")).unwrap();
+        let part = FsContext::open("tmpfs").unwrap().mount(MountAttrFlags::empty()).unwrap();
+        vellum_sys::file::create(part.open_root().unwrap(), "inside", 0o600).unwrap();
+        let mut made = Made::from([("part".to_owned(), Prepared::Detached(part))]);
+        let mount = Mount {
+            fs_type: "overlay".into(),
+            source: MountSource::Name("overlay".into()),
+            options: vec![MountOption::Path("lowerdir+".into(), PathRef::Prepared("part".into()))],
+            read_only: false,
+        };
+        let view = mounter.view_with_places(&mounter.reading(&mount).unwrap(), &mut made).unwrap();
+        assert!(std::fs::read_dir(dir.path().join("run/views")).unwrap().next().is_none());
+        let root = view.open_root().unwrap();
+        assert!(rustix::fs::statat(&root, "inside", rustix::fs::AtFlags::empty()).is_ok());
+        let run = dir.path().canonicalize().unwrap();
+        assert_eq!(vellum_sys::mountinfo::below(&run).unwrap(), []);
     }
 }

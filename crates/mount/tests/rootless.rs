@@ -31,6 +31,7 @@ fn main() {
             std::process::exit(1);
         }
         ["end", dir] => println!("{}", ns::end(Path::new(dir)).expect("an end")),
+        ["runtime", _] => println!("{}", runtime()),
         [task, dir, ref rest @ ..] if task.starts_with("do-") => {
             let dir = Path::new(dir);
             match ns::enter_or_create(dir, [Path::new("hold"), dir]) {
@@ -50,6 +51,10 @@ fn main() {
         [.., "--list"] | ["--list", ..] => println!("rootless: test"),
         _ => test(),
     }
+}
+
+fn runtime() -> String {
+    vellum_mount::runtime_folder("test").unwrap_or_else(|error| fail(&error)).display().to_string()
 }
 
 fn fail(error: &dyn std::error::Error) -> ! {
@@ -74,6 +79,7 @@ fn command(task: &str, dir: &Path, rest: &[&str]) {
             let namespace = vellum_sys::mountinfo::MountNamespace::current().expect("a namespace");
             println!("{} {}", namespace.inode, std::env::current_dir().expect("a folder").display());
         }
+        ("do-runtime", []) => println!("{}", runtime()),
         ("do-facts", []) => println!("{:?}", Facts::read().expect("facts")),
         ("do-own", [file]) => {
             std::fs::write(file, "x").expect("the file");
@@ -165,12 +171,13 @@ fn text(output: &Output) -> String {
 }
 
 fn test() {
-    let cases: [(&str, fn()); 5] = [
+    let cases: [(&str, fn()); 6] = [
         ("root_a_mount_outlives_its_command_and_is_not_seen_outside", mount_outlives_command),
         ("root_commands_at_once_make_one_holder", one_holder),
         ("root_a_killed_holder_is_replaced", killed_holder),
         ("root_owners_of_subordinate_ranges_can_be_kept", subordinate_ranges),
         ("root_the_working_directory_stays", working_directory),
+        ("root_the_runtime_folder_is_the_same_inside_and_private", runtime_folder),
     ];
     let unable = unable();
     for (name, case) in cases {
@@ -270,4 +277,29 @@ fn working_directory() {
         let output = store.command(&["do-where"]).current_dir("/usr/share").output().expect("a command");
         assert!(text(&output).ends_with(" /usr/share"), "{}", text(&output));
     }
+}
+
+fn runtime_folder() {
+    let store = Store::new(None);
+    let answer = |task: &str, given: &Path| {
+        let output = store.command(&[task]).env("XDG_RUNTIME_DIR", given).output().expect("a command");
+        text(&output)
+    };
+    let given = store.path().canonicalize().expect("a path");
+    let expected = given.join("vellum/test").display().to_string();
+    assert_eq!(answer("runtime", &given), expected);
+    assert_eq!(answer("do-runtime", &given), expected);
+    // Where there is none it is in /tmp, for which another user may have made it first.
+    let fallback = PathBuf::from(format!("/tmp/vellum-{USER}"));
+    if fallback.exists() {
+        return;
+    }
+    std::fs::create_dir(&fallback).expect("a folder");
+    let refused = answer("runtime", Path::new("/nonexistent"));
+    std::fs::remove_dir(&fallback).expect("an empty folder");
+    assert!(refused.contains("belongs to user 0, not to user 1000"), "{refused}");
+    let expected = fallback.join("test").display().to_string();
+    let found = [answer("runtime", Path::new("/nonexistent")), answer("do-runtime", Path::new("relative"))];
+    std::fs::remove_dir_all(&fallback).expect("an empty folder");
+    assert_eq!(found, [expected.clone(), expected]);
 }
