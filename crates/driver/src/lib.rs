@@ -90,7 +90,7 @@ pub use plan::{
 };
 pub use select::{
     Factory, PRIORITY_CLASSIC_FREEBSD, PRIORITY_CLASSIC_LINUX, PRIORITY_CLASSIC_WINDOWS, PRIORITY_TODAY,
-    Probe, ProbeEnvironment, Selection, select,
+    Probe, ProbeEnvironment, Selection, find_factory, select,
 };
 
 use std::path::Path;

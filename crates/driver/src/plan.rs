@@ -166,6 +166,10 @@ impl MountPlan {
         for option in &self.root.options {
             match option {
                 MountOption::Flag(word) => options.push(word.clone()),
+                // SELinux labels hold commas, and mount(2) and the security modules want them in quotes then.
+                MountOption::Text(word, text) if text.contains(',') => {
+                    options.push(format!("{word}=\"{text}\""));
+                }
                 MountOption::Text(word, text) => options.push(format!("{word}={text}")),
                 MountOption::Path(word, PathRef::Host(path)) if word == "lowerdir+" => {
                     if !lowers.is_empty() {
@@ -239,10 +243,16 @@ mod tests {
             lower("/c,d"),
             MountOption::Path("upperdir".into(), PathRef::Host("/u:1".into())),
             MountOption::Flag("userxattr".into()),
+            MountOption::Text("context".into(), "system_u:object_r:x:s0:c1,c2".into()),
         ]);
         assert_eq!(
             plan.classic().unwrap()[0].options,
-            ["lowerdir=/a\\:b:/c\\,d", "upperdir=/u:1", "userxattr"]
+            [
+                "lowerdir=/a\\:b:/c\\,d",
+                "upperdir=/u:1",
+                "userxattr",
+                "context=\"system_u:object_r:x:s0:c1,c2\""
+            ]
         );
         let shared = overlay(vec![MountOption::Path("lowerdir+".into(), PathRef::Prepared("x".into()))]);
         assert_eq!(shared.classic(), None);
