@@ -131,3 +131,20 @@ impl From<vellum_archive::target::TargetError> for Error {
         }
     }
 }
+
+impl From<vellum_archive::tree::TreeError> for Error {
+    fn from(error: vellum_archive::tree::TreeError) -> Self {
+        let kind = match error.source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::Full,
+            _ => ErrorKind::System,
+        };
+        Self {
+            kind,
+            operation: "work on the layer's folder".into(),
+            layer: None,
+            reason: None,
+            hint: None,
+            source: Some(Box::new(error)),
+        }
+    }
+}

@@ -79,11 +79,12 @@
 mod capability;
 mod diff;
 mod error;
+pub mod home;
 mod plan;
 mod select;
 
 pub use capability::{Ability, Capabilities, Capability, Support};
-pub use diff::{Change, DiffEntry, DiffSink, generic_diff};
+pub use diff::{Change, DiffEntry, DiffSink, Guide, Standing, generic_diff, guided_diff};
 pub use error::{Error, ErrorKind, Result};
 pub use plan::{
     ClassicMount, Device, Mount, MountOption, MountPlan, MountSource, PathRef, Step, View, Views,
@@ -174,6 +175,9 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// The folder it owns. Everything a driver keeps lies in it.
     fn home(&self) -> &Path;
 
+    /// What the store told it when it was opened.
+    fn config(&self) -> DriverConfig;
+
     /// What it can do on this machine and this file system, each with the reason. Costs nothing: probed at open.
     fn capabilities(&self) -> &Capabilities;
 
@@ -229,8 +233,8 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 
     /// Takes the layer `id` away, whatever state it is in, half made ones too.
     ///
-    /// Costs the same whatever the layer's size: what is large is moved into the folder `trash` (on the same file system),
-    /// under a name that begins with the id, and deleted there later, by [`Driver::purge`]. `Changed::No` if there was nothing.
+    /// Costs the same whatever the layer's size: what is large is moved into the folder `trash` (on the same file system)
+    /// as `<driver>-<id>-<n>`, and deleted there later, by [`Driver::purge`]. `Changed::No` if there was nothing.
     ///
     /// # Errors
     /// [`ErrorKind::InUse`] where the driver itself can tell that the layer is mounted or a parent.
@@ -298,7 +302,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn usage(&self, id: LayerId) -> Result<Usage>;
 
     /// Brings the layer's own files to the disk one by one: for small layers, where `syncfs` of the whole file system would wait
-    /// for everybody else's writes.
+    /// for everybody else's writes. A layer whose last mount was volatile is an ordinary one again after this.
     ///
     /// # Errors
     /// The file system's: what it reports late (a full disk) is reported here.
