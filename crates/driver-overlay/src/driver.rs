@@ -1,0 +1,461 @@
+//! The trait's methods.
+
+use crate::features::Features;
+use crate::guide::UpperGuide;
+use crate::joints;
+use crate::lowers::Lowers;
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+use std::cell::OnceCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use vellum_archive::XattrForm;
+use vellum_archive::folder::{FolderOptions, FolderTarget, Style};
+use vellum_archive::target::{Joints, Target, Usage};
+use vellum_archive::tree::{self, CopyOptions, Form};
+use vellum_driver::home::{self, Home, Record};
+use vellum_driver::{
+    Ability, Capabilities, Changed, CreateSpec, DiffSink, Driver, DriverConfig, Error, ErrorKind, Kind,
+    LayerInfo, Mount, MountOption, MountOptions, MountPlan, MountSource, PathRef, Result, Support, Views,
+    generic_diff, guided_diff,
+};
+use vellum_sys::file::ensure_folder;
+use vellum_sys::fsinfo::FileSystem;
+use vellum_types::LayerId;
+
+const LINKS: &str = "L";
+const NONE: &str = ".none";
+const RECORD: &str = "lower";
+
+/// The overlay driver. See the crate's documentation.
+#[derive(Debug)]
+pub struct Overlay {
+    home: Home,
+    links: OwnedFd,
+    config: DriverConfig,
+    features: Features,
+    capabilities: Capabilities,
+}
+
+impl Overlay {
+    /// Opens, and makes if need be, the driver's home.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`]: overlayfs does not work there, with the reason.
+    pub fn open(path: &Path, config: DriverConfig) -> Result<Self> {
+        let home = Home::open(path, "overlay", RECORD)?;
+        let features = Features::of(home.dir(), path, config.xattrs)?;
+        if let Some((reason, hint)) = features.refused {
+            let mut error = Error::new(ErrorKind::Unsupported, "use the driver overlay", reason);
+            error.hint = hint;
+            return Err(error);
+        }
+        let folder = |name: &str| {
+            ensure_folder(home.dir(), name, 0o700)
+                .map_err(|error| Error::system(format!("make {}", path.join(name).display()), error))
+        };
+        let links = folder(LINKS)?;
+        folder(NONE)?;
+        let capabilities = capabilities(&features, config);
+        Ok(Self { home, links, config, features, capabilities })
+    }
+
+    fn form(&self) -> Form {
+        Form { xattrs: self.config.xattrs, rootless: self.config.rootless, raw: true }
+    }
+
+    /// The folders of a chain, as lower layers of a mount.
+    fn lowers<'a>(&'a self, chain: &'a [LayerId]) -> impl Iterator<Item = MountOption> + 'a {
+        let links = self.home.path().join(LINKS);
+        chain.iter().map(move |id| lower(links.join(id.to_string())))
+    }
+
+    fn mode_options(&self, writable: bool) -> Vec<MountOption> {
+        let text = |word: &str, value: &str| MountOption::Text(word.into(), value.into());
+        if self.config.xattrs == XattrForm::User {
+            return vec![MountOption::Flag("userxattr".into())];
+        }
+        let mut options = Vec::new();
+        if self.features.redirect_dir {
+            // Without an upper nothing is made, only followed; the kernel turns `on` into that, older ones want to be told.
+            let follow = !writable && !self.features.metacopy;
+            options.push(text("redirect_dir", if follow { "follow" } else { "on" }));
+        }
+        if self.features.metacopy {
+            options.push(text("metacopy", "on"));
+        }
+        if writable {
+            options.push(text("index", "off"));
+        }
+        options
+    }
+
+    /// Takes the scratch folder of a layer that will not be mounted for writing again.
+    fn drop_work(&self, id: LayerId) -> Result<()> {
+        let Some(folder) = self.home.folder(id)? else { return Ok(()) };
+        Ok(tree::remove(folder.as_fd(), OsStr::new("work"))?)
+    }
+
+    fn name_link(&self, id: LayerId) -> Result<()> {
+        match rustix::fs::symlinkat(format!("../{id}/diff"), &self.links, id.to_string()) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(Error::system("make the short name", error).layer(id)),
+        }
+    }
+
+    fn make_parts(&self, id: LayerId, parts: &[&str], chain: Vec<LayerId>, kind: Kind) -> Result<()> {
+        let folder = self.home.make(id)?;
+        let made = (|| {
+            for part in parts {
+                // What a container sees as its root: its mode is an image's unless one says otherwise.
+                let mode = if *part == "diff" { 0o755 } else { 0o700 };
+                ensure_folder(&folder, *part, mode)
+                    .map_err(|error| Error::system("create", error).layer(id))?;
+            }
+            self.home.write_record(id, &Record { kind, chain })
+        })();
+        if made.is_err() {
+            self.home.take_back(id);
+        }
+        made
+    }
+
+    /// A container's root has owner, mode and attributes of its image's.
+    fn like_parent(&self, id: LayerId, parent: LayerId) -> Result<()> {
+        let joints = Joints { implied: vec![vellum_archive::target::LayerPath::root()], links: Vec::new() };
+        let lowers = Lowers::new(vec![self.home.open_part(parent, "diff")?], self.form());
+        let diff = self.home.open_part(id, "diff")?;
+        joints::join(diff.as_fd(), &lowers, &joints, self.form()).map_err(|error| error.layer(id))
+    }
+
+    fn join(&self, id: LayerId, chain: &[LayerId], joints: &Joints) -> Result<()> {
+        if joints.implied.is_empty() && joints.links.is_empty() {
+            return Ok(());
+        }
+        let roots = chain.iter().map(|lower| self.home.open_part(*lower, "diff")).collect::<Result<_>>()?;
+        let lowers = Lowers::new(roots, self.form());
+        let diff = self.home.open_part(id, "diff")?;
+        joints::join(diff.as_fd(), &lowers, joints, self.form()).map_err(|error| error.layer(id))
+    }
+
+    fn volatile_mark(&self, id: LayerId) -> std::path::PathBuf {
+        self.home.part(id, "work/work/incompat/volatile")
+    }
+}
+
+fn lower(path: std::path::PathBuf) -> MountOption {
+    MountOption::Path("lowerdir+".into(), PathRef::Host(path))
+}
+
+fn capabilities(features: &Features, config: DriverConfig) -> Capabilities {
+    let support = |yes: bool| if yes { Support::Yes } else { Support::No };
+    let user = config.xattrs == XattrForm::User;
+    let upper_only = "the kernel allows it only with trusted attributes";
+    Capabilities::new()
+        .with(Ability::InstantCreate, Support::Yes, "a layer is an empty folder over its parent")
+        .with(
+            Ability::NativeDiff,
+            Support::Yes,
+            "the upper holds what changed; redirects and metacopy are followed",
+        )
+        .with(Ability::Quota, Support::No, "no project quota is set")
+        .with(
+            Ability::Reflink,
+            support(features.reflink),
+            if features.reflink {
+                "the file system shares blocks"
+            } else {
+                "the file system cannot share blocks"
+            },
+        )
+        .with(Ability::Rootless, Support::Yes, "userxattr works in a user namespace from Linux 5.11 on")
+        .with(Ability::MaxLayers, Support::Limit(features.max_layers), "what the kernel stacks in one mount")
+        .with(Ability::SharesPageCache, Support::Yes, "containers read the files of the same lower layers")
+        .with(
+            Ability::ParallelUnpack,
+            Support::Yes,
+            "a layer's folder does not depend on its parent until it is joined",
+        )
+        .with(Ability::ClassicMounts, Support::Yes, "an overlay is one mount with options")
+        .with(
+            Ability::MetadataOnlyCopyUp,
+            support(features.metacopy),
+            if user { upper_only } else { "metacopy, as probed" },
+        )
+        .with(
+            Ability::DirectoryRename,
+            support(features.rename_directory),
+            if user { upper_only } else { "redirect_dir, as probed" },
+        )
+        .with(Ability::Volatile, support(features.volatile), "the mount option volatile, as probed")
+}
+
+impl Driver for Overlay {
+    fn name(&self) -> &'static str {
+        "overlay"
+    }
+
+    fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    fn config(&self) -> DriverConfig {
+        self.config
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn status(&self) -> Result<Vec<(String, String)>> {
+        let backing =
+            FileSystem::of(self.home.dir()).map_err(|error| Error::system("look at the home", error))?;
+        let pair = |name: &str, value: String| (name.to_owned(), value);
+        Ok(vec![
+            pair("Backing Filesystem", backing.name.into()),
+            pair("Supports d_type", self.features.d_type.to_string()),
+            pair("Using metacopy", self.features.metacopy.to_string()),
+            pair("Native Overlay Diff", "true".into()),
+            pair("userxattr", (self.config.xattrs == XattrForm::User).to_string()),
+            pair("Using redirect_dir", self.features.redirect_dir.to_string()),
+            pair("Supports reflink", self.features.reflink.to_string()),
+            pair("Most layers", self.features.max_layers.to_string()),
+        ])
+    }
+
+    fn create(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()> {
+        if let Some((name, _)) = spec.options.first() {
+            let reason = format!("overlay has no storage option '{}'", name.escape_debug());
+            return Err(Error::new(ErrorKind::Unsupported, "create", reason).layer(id));
+        }
+        let chain = self.home.chain_on("create", spec.parent, self.features.max_layers)?;
+        if spec.view {
+            if chain.is_empty() {
+                return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));
+            }
+            return self.make_parts(id, &[], chain, Kind::View);
+        }
+        self.make_parts(id, &["diff", "work"], chain, Kind::Active)?;
+        if let Some(parent) = spec.parent {
+            return self.like_parent(id, parent).inspect_err(|_| self.home.take_back(id));
+        }
+        Ok(())
+    }
+
+    fn target(&self, id: LayerId) -> Result<Box<dyn Target>> {
+        self.home.active("unpack", id)?;
+        let options = FolderOptions {
+            style: Style::Overlay,
+            xattrs: self.config.xattrs,
+            rootless: self.config.rootless,
+        };
+        let target = FolderTarget::new(self.home.open_part(id, "diff")?, options)
+            .map_err(|error| Error::system("unpack", error).layer(id))?;
+        Ok(Box::new(target))
+    }
+
+    fn commit(&self, id: LayerId, parent: Option<LayerId>, joints: &Joints) -> Result<Changed> {
+        let record = self.home.must("commit", id)?;
+        let not = |reason| Err(Error::new(ErrorKind::NotActive, "commit", reason).layer(id));
+        let known = record.chain.first().copied();
+        match record.kind {
+            Kind::View => return not("the layer is a view"),
+            Kind::Committed if known == parent => return Ok(Changed::No),
+            Kind::Committed => return not("the layer is committed on another parent"),
+            Kind::Active if known.is_some() && known != parent => {
+                let reason = "the layer was made on another parent";
+                return Err(Error::new(ErrorKind::Invalid, "commit", reason).layer(id));
+            }
+            Kind::Active => {}
+        }
+        let chain = self.home.chain_on("commit", parent, self.features.max_layers)?;
+        self.join(id, &chain, joints)?;
+        self.drop_work(id)?;
+        self.name_link(id)?;
+        self.home.write_record(id, &Record { kind: Kind::Committed, chain })?;
+        Ok(Changed::Yes)
+    }
+
+    fn copy(&self, from: LayerId, to: LayerId) -> Result<()> {
+        let record = self.home.active("copy", from)?;
+        let source = self.home.open_part(from, "diff")?;
+        let folder = self.home.make(to)?;
+        let copied = (|| {
+            let part = |name: &str| {
+                ensure_folder(&folder, name, 0o700).map_err(|error| Error::system("copy", error).layer(to))
+            };
+            let (diff, _) = (part("diff")?, part("work")?);
+            tree::copy(source.as_fd(), diff.as_fd(), CopyOptions { skip_devices: self.config.rootless })?;
+            let uuid = [self.config.xattrs.prefix(), b"uuid"].concat();
+            match rustix::fs::fremovexattr(&diff, uuid) {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(error) => return Err(Error::system("copy", error).layer(to)),
+            }
+            self.home.write_record(to, &record)
+        })();
+        if copied.is_err() {
+            self.home.take_back(to);
+        }
+        copied
+    }
+
+    fn remove(&self, id: LayerId, trash: &Path) -> Result<Changed> {
+        let unlinked = match rustix::fs::unlinkat(&self.links, id.to_string(), AtFlags::empty()) {
+            Ok(()) => Changed::Yes,
+            Err(Errno::NOENT) => Changed::No,
+            Err(error) => return Err(Error::system("remove the short name", error).layer(id)),
+        };
+        match self.home.remove(id, trash)? {
+            Changed::Yes => Ok(Changed::Yes),
+            Changed::No => Ok(unlinked),
+        }
+    }
+
+    fn purge(&self, trashed: &Path) -> Result<()> {
+        home::purge(trashed)
+    }
+
+    fn mounts(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan> {
+        let record = self.home.must("mount", id)?;
+        let writable = record.kind == Kind::Active && !options.read_only;
+        let path = |word: &str, part| MountOption::Path(word.into(), PathRef::Host(self.home.part(id, part)));
+        let mut list = Vec::with_capacity(record.chain.len() + 8);
+        match record.kind {
+            Kind::Active if !writable => list.push(lower(self.home.part(id, "diff"))),
+            Kind::Committed => list.push(lower(self.home.path().join(LINKS).join(id.to_string()))),
+            Kind::Active | Kind::View => {}
+        }
+        list.extend(self.lowers(&record.chain));
+        if list.len() < if writable { 1 } else { 2 } {
+            list.push(lower(self.home.path().join(NONE)));
+        }
+        if writable {
+            list.push(path("upperdir", "diff"));
+            list.push(path("workdir", "work"));
+        }
+        list.extend(self.mode_options(writable));
+        if options.volatile && writable {
+            list.push(MountOption::Flag("volatile".into()));
+        }
+        if let Some(label) = &options.label {
+            list.push(MountOption::Text("context".into(), label.clone()));
+        }
+        Ok(MountPlan::of(Mount {
+            fs_type: "overlay".into(),
+            source: MountSource::Name("overlay".into()),
+            options: list,
+            read_only: !writable,
+        }))
+    }
+
+    fn stat(&self, id: LayerId) -> Result<Option<LayerInfo>> {
+        Ok(self.home.record(id)?.map(|record| record.info(id)))
+    }
+
+    fn walk(&self, visit: &mut dyn FnMut(LayerId, Result<LayerInfo>) -> Result<()>) -> Result<()> {
+        self.home.walk(visit)
+    }
+
+    fn metadata(&self, id: LayerId) -> Result<Vec<(String, String)>> {
+        let record = self.home.must("inspect", id)?;
+        let mut pairs = Vec::new();
+        let mut pair = |name: &str, value: String| pairs.push((name.to_owned(), value));
+        let shown = |id: &LayerId| self.home.part(*id, "diff").display().to_string();
+        if !record.chain.is_empty() {
+            pair("LowerDir", record.chain.iter().map(shown).collect::<Vec<_>>().join(":"));
+        }
+        if record.kind != Kind::View {
+            pair("UpperDir", shown(&id));
+        }
+        if record.kind == Kind::Active {
+            pair("WorkDir", self.home.part(id, "work").display().to_string());
+        }
+        Ok(pairs)
+    }
+
+    fn diff(
+        &self,
+        id: LayerId,
+        base: Option<LayerId>,
+        views: &dyn Views,
+        sink: &mut dyn DiffSink,
+    ) -> Result<()> {
+        let record = self.home.must("diff", id)?;
+        if record.kind == Kind::View || record.chain.first().copied() != base {
+            return generic_diff(self, id, base, views, sink);
+        }
+        let read_only = MountOptions { read_only: true, ..MountOptions::default() };
+        let own = self.home.open_part(id, "diff")?;
+        let base = base.map(|base| views.view(&self.mounts(base, &read_only)?)).transpose()?;
+        let guide = UpperGuide {
+            form: self.config.xattrs,
+            views,
+            plan: self.mounts(id, &read_only)?,
+            view: OnceCell::new(),
+        };
+        let form = Form { raw: false, ..self.form() };
+        guided_diff(own.as_fd(), base.as_ref().map(|base| base.root()), &guide, form, sink)
+            .map_err(|error| error.layer(id))
+    }
+
+    fn as_dyn(&self) -> &dyn Driver {
+        self
+    }
+
+    fn usage(&self, id: LayerId) -> Result<Usage> {
+        if self.home.must("measure", id)?.kind == Kind::View {
+            return Ok(Usage::default());
+        }
+        Ok(tree::usage(self.home.open_part(id, "diff")?.as_fd())?)
+    }
+
+    fn sync(&self, id: LayerId) -> Result<()> {
+        let record = self.home.must("sync", id)?;
+        if record.kind != Kind::View {
+            tree::sync(self.home.open_part(id, "diff")?.as_fd())?;
+        }
+        let failed = |error: io::Error| Error::system("sync", error).layer(id);
+        if record.kind == Kind::Committed {
+            rustix::fs::fsync(&self.links).map_err(|error| failed(error.into()))?;
+        }
+        match std::fs::remove_dir(self.volatile_mark(id)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        self.home.sync(id)
+    }
+
+    fn check(&self, id: LayerId) -> Result<Vec<String>> {
+        let record = self.home.must("check", id)?;
+        let mut findings = self.home.check_chain(&record)?;
+        let parts: &[&str] = match record.kind {
+            Kind::Active => &["diff", "work"],
+            Kind::Committed => &["diff"],
+            Kind::View => &[],
+        };
+        for part in parts {
+            match self.home.open_part(id, part) {
+                Ok(_) => {}
+                Err(error) if error.kind == ErrorKind::Damaged => {
+                    findings.push(format!("its folder {part} is missing"))
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if record.kind == Kind::Committed {
+            let expected = format!("../{id}/diff");
+            match rustix::fs::readlinkat(&self.links, id.to_string(), Vec::new()) {
+                Ok(text) if text.as_bytes() == expected.as_bytes() => {}
+                Ok(_) => findings.push(format!("its short name {LINKS}/{id} points elsewhere")),
+                Err(Errno::NOENT | Errno::INVAL) => {
+                    findings.push(format!("its short name {LINKS}/{id} is missing"))
+                }
+                Err(error) => return Err(Error::system("check", error).layer(id)),
+            }
+        }
+        Ok(findings)
+    }
+}

@@ -1,0 +1,282 @@
+//! What overlayfs can do here, found out by doing it.
+//!
+//! A probe makes a scratch folder, mounts overlays that never get a place, and works in them. It takes a few milliseconds, so its result
+//! is kept in the home for this boot, kernel and file system; a store's next command reads one small file.
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::mount::MountAttrFlags;
+use std::ffi::OsStr;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use vellum_archive::XattrForm;
+use vellum_archive::tree;
+use vellum_driver::{Error, Result};
+use vellum_sys::fsinfo::{self, FileSystem};
+use vellum_sys::mount::{DetachedMount, FsContext, MountError};
+
+/// Where the result is kept.
+pub(crate) const FILE: &str = ".features";
+/// The kernel's limit of lower layers (OVL_MAX_STACK).
+const MOST_LOWERS: u64 = 500;
+
+/// What works.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Features {
+    pub(crate) d_type: bool,
+    pub(crate) reflink: bool,
+    pub(crate) redirect_dir: bool,
+    pub(crate) metacopy: bool,
+    pub(crate) index: bool,
+    pub(crate) volatile: bool,
+    pub(crate) rename_directory: bool,
+    pub(crate) max_layers: u64,
+    /// Why overlay cannot be used here at all, and the cure.
+    pub(crate) refused: Option<(String, Option<String>)>,
+}
+
+impl Features {
+    /// As names and values, for people and for the file.
+    pub(crate) fn facts(&self) -> Vec<(&'static str, String)> {
+        let flag = |on: bool| on.to_string();
+        vec![
+            ("d_type", flag(self.d_type)),
+            ("reflink", flag(self.reflink)),
+            ("redirect_dir", flag(self.redirect_dir)),
+            ("metacopy", flag(self.metacopy)),
+            ("index", flag(self.index)),
+            ("volatile", flag(self.volatile)),
+            ("rename_directory", flag(self.rename_directory)),
+            ("max_layers", self.max_layers.to_string()),
+        ]
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Option<()> {
+        match name {
+            "d_type" => self.d_type = value.parse().ok()?,
+            "reflink" => self.reflink = value.parse().ok()?,
+            "redirect_dir" => self.redirect_dir = value.parse().ok()?,
+            "metacopy" => self.metacopy = value.parse().ok()?,
+            "index" => self.index = value.parse().ok()?,
+            "volatile" => self.volatile = value.parse().ok()?,
+            "rename_directory" => self.rename_directory = value.parse().ok()?,
+            "max_layers" => self.max_layers = value.parse().ok()?,
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// The result for `home`, from its file if that is of this boot, else by probing. A refusal is not kept.
+    pub(crate) fn of(home: BorrowedFd<'_>, path: &Path, form: XattrForm) -> Result<Self> {
+        let key = key(home, form).map_err(|error| Error::system("find out what was probed", error))?;
+        if let Some(features) = read(home, &key) {
+            return Ok(features);
+        }
+        let features = probe(home, path, form)
+            .map_err(|error| Error::system(format!("probe overlayfs in {}", path.display()), error))?;
+        if features.refused.is_none() {
+            // Without the file the next command probes again.
+            let _ = write(home, &key, &features);
+        }
+        Ok(features)
+    }
+}
+
+fn key(home: BorrowedFd<'_>, form: XattrForm) -> io::Result<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let user = std::fs::read_link("/proc/self/ns/user")?;
+    let device = rustix::fs::fstat(home)?.st_dev;
+    Ok(format!("1 {} {} {device} {form:?}", boot.trim(), user.display()))
+}
+
+fn read(home: BorrowedFd<'_>, key: &str) -> Option<Features> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(home, FILE, flags, Mode::empty()).ok()?;
+    let text = io::read_to_string(std::fs::File::from(file)).ok()?;
+    let mut lines = text.strip_suffix("end\n")?.lines();
+    if lines.next()? != key {
+        return None;
+    }
+    let mut features = Features::default();
+    for line in lines {
+        let (name, value) = line.split_once(' ')?;
+        features.set(name, value)?;
+    }
+    Some(features)
+}
+
+fn write(home: BorrowedFd<'_>, key: &str, features: &Features) -> io::Result<()> {
+    let fresh = format!("{FILE}.{}", vellum_sys::random::hex::<8>()?);
+    let mut text = format!("{key}\n");
+    for (name, value) in features.facts() {
+        text.push_str(&format!("{name} {value}\n"));
+    }
+    text.push_str("end\n");
+    vellum_sys::file::create(home, &fresh, 0o600)?.write_all(text.as_bytes())?;
+    Ok(rustix::fs::renameat(home, &fresh, home, FILE)?)
+}
+
+/// A folder for one probe, removed at its end.
+struct Scratch<'a> {
+    home: BorrowedFd<'a>,
+    name: String,
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+impl<'a> Scratch<'a> {
+    fn new(home: BorrowedFd<'a>, path: &Path) -> io::Result<Self> {
+        let name = format!(".probe-{}", vellum_sys::random::hex::<8>()?);
+        let dir = vellum_sys::file::ensure_folder(home, &name, 0o700)?;
+        let scratch = Self { home, path: path.join(&name), name, dir };
+        for part in ["a", "b", "a/moved", "upper", "work"] {
+            rustix::fs::mkdirat(&scratch.dir, part, Mode::RWXU)?;
+        }
+        Ok(scratch)
+    }
+
+    /// A mount of the two lowers with fresh upper and work folders and these options.
+    fn mount(
+        &self,
+        form: XattrForm,
+        options: &[(&str, &str)],
+    ) -> std::result::Result<DetachedMount, MountError> {
+        let context = FsContext::open("overlay")?;
+        for lower in ["a", "b"] {
+            context.path("lowerdir+", &self.path.join(lower))?;
+        }
+        context.path("upperdir", &self.path.join("upper"))?;
+        context.path("workdir", &self.path.join("work"))?;
+        if form == XattrForm::User {
+            context.flag("userxattr")?;
+        }
+        for (name, value) in options {
+            if value.is_empty() { context.flag(name)? } else { context.string(name, value)? }
+        }
+        context.mount(MountAttrFlags::empty())
+    }
+
+    fn fresh(&self) -> io::Result<()> {
+        for part in ["upper", "work"] {
+            tree::remove(self.dir.as_fd(), OsStr::new(part)).map_err(|error| error.source)?;
+            rustix::fs::mkdirat(&self.dir, part, Mode::RWXU)?;
+        }
+        Ok(())
+    }
+
+    /// Whether an overlay with these options mounts.
+    fn takes(&self, form: XattrForm, options: &[(&str, &str)]) -> io::Result<bool> {
+        self.fresh()?;
+        Ok(self.mount(form, options).is_ok())
+    }
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        let _ = tree::remove(self.home, OsStr::new(&self.name));
+    }
+}
+
+/// Probes in a scratch folder inside the open folder `home`, which is at `path`.
+pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path, form: XattrForm) -> io::Result<Features> {
+    let mut features = Features::default();
+    let scratch = Scratch::new(home, path)?;
+    features.refused = refused(&scratch, form)?;
+    if features.refused.is_some() {
+        return Ok(features);
+    }
+    features.d_type = true;
+    features.reflink = fsinfo::probe_reflink(&scratch.dir)?.works();
+    if form == XattrForm::Trusted {
+        features.redirect_dir = scratch.takes(form, &[("redirect_dir", "on"), ("index", "off")])?;
+        features.metacopy =
+            scratch.takes(form, &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "off")])?;
+        features.index = scratch.takes(form, &[("index", "on")])?;
+    }
+    features.volatile = scratch.takes(form, &[("volatile", ""), ("index", "off")])?;
+    features.rename_directory = features.redirect_dir && renames(&scratch, form)?;
+    features.max_layers = most_layers(&scratch)?;
+    Ok(features)
+}
+
+/// Why an overlay with an upper on this file system does not work, in the kernel's words where it has some.
+fn refused(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<Option<(String, Option<String>)>> {
+    let file_system = FileSystem::of(&scratch.dir)?.name;
+    let no = |reason: String, hint: &str| Ok(Some((reason, (!hint.is_empty()).then(|| hint.to_owned()))));
+    if !fsinfo::probe_d_type(&scratch.dir)?.works() {
+        return no(
+            format!("{file_system} does not tell the type of directory entries (d_type)"),
+            "xfs wants mkfs.xfs -n ftype=1, ext4 the feature filetype",
+        );
+    }
+    let attribute = format!("{}probe", String::from_utf8_lossy(form.prefix()));
+    if let fsinfo::Probed::Refused(error) = fsinfo::probe_xattr(&scratch.dir, &attribute)? {
+        let reason = format!("{file_system} takes no attribute {attribute}: {}", io::Error::from(error));
+        return no(reason, "use ext4, xfs, btrfs or a newer tmpfs, or the driver vfs");
+    }
+    if let fsinfo::Probed::Refused(error) = fsinfo::probe_whiteout(&scratch.dir)? {
+        let reason = format!("a whiteout cannot be made on {file_system}: {}", io::Error::from(error));
+        return no(reason, "without privileges Linux 5.8 or newer is needed");
+    }
+    let options: &[_] = if form == XattrForm::Trusted { &[("index", "off")] } else { &[] };
+    let mount = match scratch.mount(form, options) {
+        Ok(mount) => mount,
+        Err(error) => {
+            let cause = format!("the kernel refuses an overlay on {file_system}: {error}: {}", error.source);
+            let hint = match error.source.raw_os_error() {
+                Some(code) if code == rustix::io::Errno::PERM.raw_os_error() => {
+                    "mounting needs root, or a user namespace: `vellum unshare`"
+                }
+                Some(code) if code == rustix::io::Errno::NODEV.raw_os_error() => {
+                    "load the kernel module overlay"
+                }
+                _ => "put the store on ext4, xfs or btrfs, or use the driver vfs",
+            };
+            return no(cause, hint);
+        }
+    };
+    // OpenZFS 2.1 mounts and then answers EINVAL to this.
+    let root = mount.open_root()?;
+    let work = || -> rustix::io::Result<()> {
+        rustix::fs::mkdirat(&root, "new", Mode::RWXU)?;
+        rustix::fs::renameat(&root, "new", &root, "renamed")?;
+        rustix::fs::unlinkat(&root, "moved", AtFlags::REMOVEDIR)
+    };
+    match work() {
+        Ok(()) => Ok(None),
+        Err(error) => no(
+            format!("an overlay on {file_system} mounts but does not work: {}", io::Error::from(error)),
+            "OpenZFS works from 2.2 on",
+        ),
+    }
+}
+
+/// Whether a directory of a lower layer can be renamed.
+fn renames(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<bool> {
+    scratch.fresh()?;
+    let Ok(mount) = scratch.mount(form, &[("redirect_dir", "on"), ("index", "off")]) else {
+        return Ok(false);
+    };
+    let root = mount.open_root()?;
+    Ok(rustix::fs::renameat(&root, "moved", &root, "renamed").is_ok())
+}
+
+/// The longest chain: with `lowerdir+` what the kernel stacks, without it what a page of options holds.
+fn most_layers(scratch: &Scratch<'_>) -> io::Result<u64> {
+    let added = FsContext::open("overlay").and_then(|context| {
+        context.path("lowerdir+", &scratch.path.join("a"))?;
+        context.path("lowerdir+", &scratch.path.join("b"))
+    });
+    if added.is_ok() {
+        return Ok(MOST_LOWERS);
+    }
+    // Each layer is `HOME/L/<id>:`; a quarter of the page is for the rest.
+    let each = scratch.path.parent().map_or(0, |home| home.as_os_str().len()) + "/L/zzzzzz:".len();
+    Ok((3072 / each as u64).clamp(1, MOST_LOWERS))
+}
+
+/// Probes below `root` before there is a home.
+pub(crate) fn probe_below(root: &Path, form: XattrForm) -> io::Result<Features> {
+    let dir = tree::open_dir(CWD, root.as_os_str())?;
+    probe(dir.as_fd(), root, form)
+}
