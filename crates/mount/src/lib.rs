@@ -54,6 +54,9 @@
 //! | after release 2 | the same | the same |
 //! | the machine | records of another boot | the same |
 //!
+//! A count is of acquires, not of processes, because who acquires (a command) ends long before the use does: an acquire whose caller was killed
+//! before it could note it down stays counted until [`Mounter::release_all`].
+//!
 //! A mount is never there without its record, because the record is written while the mount is but a descriptor. A loop device is taken
 //! away by the kernel with its last user, so that nothing needs to know of it.
 //!

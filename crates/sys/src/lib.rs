@@ -12,7 +12,7 @@
 //! | [`ns`] | the user and mount namespace of an unprivileged user's store |
 //! | [`detach`] | background workers that outlive the command |
 //! | [`lock`] | flock |
-//! | [`file`] | files that appear whole or not at all, folders that only their owner enters |
+//! | [`mod@file`] | files that appear whole or not at all, folders that only their owner enters |
 //! | [`fsinfo`] | what a file system is and can do |
 //! | [`ioctl`] | freezing a file system |
 //! | [`process`] | who uses a mount |

@@ -72,6 +72,8 @@ fn open_namespace(pid: u64, kind: &str, inode: u64) -> io::Result<File> {
 /// Starts a holder and waits until it holds. The caller has the lock.
 pub(super) fn create<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Result<(), NsError> {
     let mut command = detach::this_executable(arguments);
+    // It lives long, and what lies in an environment may be a secret.
+    command.env_clear();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/");
     // Nobody's child: what the command becomes may wait for all of its children.
     // SAFETY: between fork and exec the closure only makes system calls, which is all that is allowed there.

@@ -42,7 +42,7 @@
 //!   its mounts; not for the host's file systems, devices or network.
 //! - DIR must be a folder that only the user may enter ([`crate::file::private_folder`]); who can write its record could lead a command into
 //!   another namespace of the same user, and no further: the kernel lets nobody join a namespace of another user.
-//! - The holder has no descriptors of the command, no terminal, and does not read its environment. It can be killed any time: mounts go
+//! - The holder has no descriptors of the command, no terminal and no environment. It can be killed any time: mounts go
 //!   with it once no process is left inside, data does not.
 //! - It is started from /proc/self/exe: the same binary, also while it is being upgraded.
 //! - Some systems allow user namespaces only to some programs (user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns); the error
