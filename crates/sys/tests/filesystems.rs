@@ -111,3 +111,45 @@ fn root_a_mount_keeps_its_id_when_it_gets_its_place() {
     assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     assert_ne!(MountId::at(dir.path()).unwrap(), id);
 }
+
+#[test]
+fn root_an_idmapped_mount_shows_other_owners() {
+    use std::io::BufRead as _;
+    let name = "root_an_idmapped_mount_shows_other_owners";
+    #[expect(clippy::print_stdout, reason = "the test runner counts these lines")]
+    let skip = |reason: &dyn std::fmt::Display| println!("SKIP {name}: {reason}");
+    if !rustix::process::geteuid().is_root() {
+        return skip(&"needs root");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("x"), "x").unwrap();
+    // A process in a user namespace, which ends when its input does.
+    let holder = Command::new("unshare")
+        .args(["-U", "sh", "-c", "echo made; read x"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn();
+    let mut holder = match holder {
+        Ok(holder) => holder,
+        Err(error) => return skip(&error),
+    };
+    let mut line = String::new();
+    std::io::BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let proc = PathBuf::from(format!("/proc/{}", holder.id()));
+    let mapped = std::fs::write(proc.join("uid_map"), "0 4242 10\n")
+        .and_then(|()| std::fs::write(proc.join("gid_map"), "0 4242 10\n"))
+        .and_then(|()| std::fs::File::open(proc.join("ns/user")));
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    let namespace = match mapped {
+        Ok(namespace) => namespace,
+        Err(error) => return skip(&error),
+    };
+    let mount = DetachedMount::of_tree(dir.path()).unwrap();
+    match mount.set_idmap(std::os::fd::AsFd::as_fd(&namespace)) {
+        Ok(()) => {}
+        Err(error) => return skip(&error),
+    }
+    let stat = rustix::fs::statat(&mount, "x", rustix::fs::AtFlags::empty()).unwrap();
+    assert_eq!((stat.st_uid, stat.st_gid), (4242, 4242));
+}
