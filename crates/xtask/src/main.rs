@@ -1,2 +1,71 @@
-//! Chores of the workspace.
-fn main() {}
+//! Chores of the workspace, as `cargo xtask COMMAND`.
+// A command of its own: what it prints is what it is for.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod bench;
+mod image;
+mod packages;
+mod run;
+mod test;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Chores of the workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Run all tests. Installs what they need from the distribution's packages if it may, and says what is missing if not.
+    Test {
+        /// Also what takes long: the large image, and long runs of what is cut short otherwise.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Build a test image out of Debian's packages, if it is not there yet, and print where it is.
+    Image {
+        /// Which.
+        #[arg(value_enum)]
+        kind: image::Kind,
+    },
+    /// Measure Vellum beside the tools people use today. Arguments go to the benchmark: see `cargo xtask bench -- --help`.
+    Bench {
+        /// For the benchmark.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Write the man pages and the shells' completions to target/docs.
+    Docs,
+    /// Remove what killed tests left behind: mounts, folders, loop devices.
+    Clean,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().chore {
+        Chore::Test { all } => test::test(all),
+        Chore::Image { kind } => image::build(kind).map(|place| println!("{}", place.display())),
+        Chore::Bench { arguments } => bench::bench(&arguments),
+        Chore::Docs => docs(),
+        Chore::Clean => test::clean(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn docs() -> Result<(), run::Error> {
+    run::cargo(&["build", "--release", "--package", "vellum-cli"])?;
+    let out = run::root().join("target/docs");
+    run::run(std::process::Command::new(run::root().join("target/release/vellum")).arg("docs").arg(&out))?;
+    println!("{}", out.display());
+    Ok(())
+}

@@ -1,0 +1,18 @@
+//! The benchmark.
+
+use crate::image::{Kind, build};
+use crate::packages;
+use crate::run::{Error, cargo, run, target};
+use std::process::Command;
+
+/// Builds what is measured and what it is measured with, and runs the benchmark.
+pub(crate) fn bench(arguments: &[String]) -> Result<(), Error> {
+    packages::install(packages::TEST)?;
+    packages::install(packages::BENCH)?;
+    cargo(&["build", "--release", "--package", "vellum-cli", "--package", "vellum-bench"])?;
+    let real = build(Kind::Real)?;
+    let release = target().join("release");
+    let mut command = Command::new(release.join("vellum-bench"));
+    command.arg("--vellum").arg(release.join("vellum")).arg("--real").arg(real).args(arguments);
+    run(&mut command)
+}

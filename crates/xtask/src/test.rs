@@ -1,0 +1,113 @@
+//! All tests.
+
+use crate::image::{Kind, build};
+use crate::packages;
+use crate::run::{Error, cargo_command, target};
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+/// Removes what killed tests left behind.
+pub(crate) fn clean() -> Result<(), Error> {
+    let cleaned =
+        vellum_testkit::scratch::clean_leftovers().map_err(Error::at("clean up after killed tests"))?;
+    if cleaned.mounts + cleaned.folders > 0 {
+        println!("removed {} mounts and {} folders of killed tests", cleaned.mounts, cleaned.folders);
+    }
+    Ok(())
+}
+
+/// Runs everything and counts it.
+pub(crate) fn test(all: bool) -> Result<(), Error> {
+    packages::install(packages::TEST)?;
+    clean()?;
+    let image = build(if all { Kind::Real } else { Kind::Small });
+    let skips = target().join("skipped-tests");
+    if let Err(error) = std::fs::remove_file(&skips)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(Error::at("remove the last run's list of skipped tests")(error));
+    }
+    let mut command = cargo_command(&["test", "--workspace", "--no-fail-fast"]);
+    command.env(vellum_testkit::skip::VARIABLE, &skips).stdin(Stdio::null()).stdout(Stdio::piped());
+    match &image {
+        Ok(place) => drop(command.env("VELLUM_TEST_IMAGE", place)),
+        Err(error) => eprintln!("no test image: {error}"),
+    }
+    if all {
+        command.env("VELLUM_TEST_ALL", "1");
+    }
+    let counts = count(&mut command)?;
+    clean()?;
+    let skipped = std::fs::read_to_string(&skips).unwrap_or_default();
+    let mut lines: Vec<&str> = skipped.lines().collect();
+    lines.sort_unstable();
+    lines.dedup();
+    for line in &lines {
+        println!("{line}");
+    }
+    if !all {
+        println!("left out: the large image, and long runs (cargo xtask test --all)");
+    }
+    // A skipped test has returned early, and cargo counts it as passed.
+    let passed = counts.passed.saturating_sub(lines.len() as u64);
+    println!("{passed} passed, {} failed, {} skipped", counts.failed, lines.len());
+    match counts {
+        Counts { failed: 0, ended_well: true, .. } => Ok(()),
+        Counts { failed: 0, .. } => Err(Error::Failed("cargo test".into())),
+        Counts { failed, .. } => Err(Error::Tests(failed)),
+    }
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    ended_well: bool,
+}
+
+impl Counts {
+    /// Adds the line with which a test program ends: `test result: ok. 3 passed; 0 failed; …`.
+    fn add(&mut self, line: &str) {
+        let Some(rest) = line.strip_prefix("test result: ") else { return };
+        let number = |word: &str| {
+            let words: Vec<&str> = rest.split([' ', ';']).collect();
+            let at = words.iter().position(|w| *w == word)?;
+            words.get(at.checked_sub(1)?)?.parse::<u64>().ok()
+        };
+        self.passed += number("passed").unwrap_or(0);
+        self.failed += number("failed").unwrap_or(0);
+    }
+}
+
+fn count(command: &mut std::process::Command) -> Result<Counts, Error> {
+    let mut child = command.spawn().map_err(Error::at("start `cargo test`"))?;
+    let mut counts = Counts::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.map_err(Error::at("read what `cargo test` prints"))?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            counts.add(&line);
+        }
+    }
+    counts.ended_well = child.wait().map_err(Error::at("wait for `cargo test`"))?.success();
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_counted() {
+        let mut counts = Counts::default();
+        counts.add(
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+        );
+        counts.add(
+            "test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
+        );
+        counts.add("test something ... ok");
+        assert_eq!(counts, Counts { passed: 8, failed: 2, ended_well: false });
+    }
+}
