@@ -140,8 +140,14 @@ impl Overlay {
         joints::join(diff.as_fd(), &lowers, joints, self.form()).map_err(|error| error.layer(id))
     }
 
-    fn volatile_mark(&self, id: LayerId) -> std::path::PathBuf {
-        self.home.part(id, "work/work/incompat/volatile")
+    /// Takes away what overlayfs leaves after a volatile mount so that nobody mounts the upper again unawares.
+    fn drop_volatile_mark(&self, id: LayerId) -> Result<()> {
+        let work = self.home.open_part(id, "work")?;
+        match tree::open_dir(work.as_fd(), OsStr::new("work")) {
+            Ok(scratch) => Ok(tree::remove(scratch.as_fd(), OsStr::new("incompat"))?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::system("sync", error).layer(id)),
+        }
     }
 }
 
@@ -416,14 +422,11 @@ impl Driver for Overlay {
         if record.kind != Kind::View {
             tree::sync(self.home.open_part(id, "diff")?.as_fd())?;
         }
-        let failed = |error: io::Error| Error::system("sync", error).layer(id);
         if record.kind == Kind::Committed {
-            rustix::fs::fsync(&self.links).map_err(|error| failed(error.into()))?;
+            rustix::fs::fsync(&self.links).map_err(|error| Error::system("sync", error).layer(id))?;
         }
-        match std::fs::remove_dir(self.volatile_mark(id)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
+        if record.kind == Kind::Active {
+            self.drop_volatile_mark(id)?;
         }
         self.home.sync(id)
     }

@@ -82,6 +82,7 @@ mod error;
 pub mod home;
 mod plan;
 mod select;
+pub mod sinks;
 
 pub use capability::{Ability, Capabilities, Capability, Support};
 pub use diff::{Change, DiffEntry, DiffSink, Guide, Standing, generic_diff, guided_diff};
