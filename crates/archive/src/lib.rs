@@ -13,13 +13,17 @@
 //!
 //! It owns nothing on disk: callers say where recipes and manifests go.
 
+pub mod apply;
 pub mod attributes;
 pub mod compression;
 pub mod digest;
 pub mod folder;
 pub mod manifest;
+pub mod recipe;
+pub mod tar;
 pub mod target;
 pub mod tree;
+mod wire;
 pub mod write;
 
 /// The namespace of the attributes that overlayfs and Vellum keep on a layer's files. Recorded with a store.
