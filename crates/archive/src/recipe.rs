@@ -57,9 +57,9 @@ pub enum RecipeError {
     #[error("the archive given back is {found}, not {expected}: files of the layer have changed")]
     Different {
         /// What it should be.
-        expected: DiffId,
+        expected: Box<DiffId>,
         /// What it is.
-        found: DiffId,
+        found: Box<DiffId>,
     },
 }
 
@@ -302,7 +302,7 @@ pub fn assemble(
     }
     let found = DiffId::from(Digest::from_sha256(out.hasher.finalize().into()));
     if found != trailer.diff_id {
-        return Err(RecipeError::Different { expected: trailer.diff_id, found });
+        return Err(RecipeError::Different { expected: Box::new(trailer.diff_id), found: Box::new(found) });
     }
     Ok((found, out.size))
 }

@@ -135,7 +135,7 @@ fn run<R: Read>(
         left_out: Vec::new(),
     };
     let mut entries = 0;
-    while let Some(header) = applier.reader.next()? {
+    while let Some(header) = applier.reader.next_entry()? {
         entries += 1;
         applier.entry(header)?;
     }

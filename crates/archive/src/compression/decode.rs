@@ -23,7 +23,7 @@ pub struct Decoder<R: Read>(Kind<R>, Compression);
 #[derive(Debug)]
 enum Kind<R: Read> {
     Plain(Input<R>),
-    Gzip(Option<GzDecoder<Input<R>>>),
+    Gzip(Option<Box<GzDecoder<Input<R>>>>),
     Zeros(Input<R>),
     Zstd(Zstd<R>),
 }
@@ -53,7 +53,7 @@ impl<R: Read> Decoder<R> {
         let input = BufReader::with_capacity(BUFFER, io::Cursor::new(start).chain(input));
         let kind = match compression {
             Compression::None => Kind::Plain(input),
-            Compression::Gzip => Kind::Gzip(Some(GzDecoder::new(input))),
+            Compression::Gzip => Kind::Gzip(Some(Box::new(GzDecoder::new(input)))),
             Compression::Zstd => {
                 let mut decoder = zstd::Decoder::with_buffer(input)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
@@ -109,8 +109,11 @@ impl<R: Read> Read for Decoder<R> {
                     let Some(decoder) = slot.take() else { return Ok(0) };
                     let mut input = decoder.into_inner();
                     let member = input.fill_buf()?.first() == Some(&0x1f);
-                    self.0 =
-                        if member { Kind::Gzip(Some(GzDecoder::new(input))) } else { Kind::Zeros(input) };
+                    self.0 = if member {
+                        Kind::Gzip(Some(Box::new(GzDecoder::new(input))))
+                    } else {
+                        Kind::Zeros(input)
+                    };
                 }
                 Kind::Zeros(input) => loop {
                     let rest = input.fill_buf()?;

@@ -23,7 +23,7 @@ impl Tap for () {
     }
 }
 
-/// Reads a tar, entry by entry: [`Reader::next`], then, if wanted, the data through [`BufRead`].
+/// Reads a tar, entry by entry: [`Reader::next_entry`], then, if wanted, the data through [`BufRead`].
 #[derive(Debug)]
 pub struct Reader<R, T = ()> {
     input: R,
@@ -149,7 +149,7 @@ impl<R: BufRead, T: Tap> Reader<R, T> {
     ///
     /// # Errors
     /// The input's; the archive is damaged or exceeds a limit. Reading cannot go on after an error.
-    pub fn next(&mut self) -> Result<Option<Header>, TarError> {
+    pub fn next_entry(&mut self) -> Result<Option<Header>, TarError> {
         if self.ended {
             return Ok(None);
         }
