@@ -1,0 +1,87 @@
+//! The table of commands: parser, help, man pages and completions come from it.
+
+use crate::commands;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Keeps container images and containers, copying only what is written.
+///
+/// A container's root file system comes into being in milliseconds, whatever its image's size, because layers are shared
+/// and only changes are kept. Vellum runs no containers: it gives engines and people the root file systems.
+///
+/// Images are named as docker names them: `debian` is `docker.io/library/debian:latest`. Containers and images
+/// are also known by their ids, or by the beginning of an id that no other has.
+#[derive(Debug, Parser)]
+#[command(name = "vellum", version, propagate_version = true, after_long_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The one table of exit codes, for `--help` and the man page. [`crate::failure`] gives them.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    it is done
+  1    an error of another kind; `check` has findings
+  2    the command line is wrong
+  3    there is no such image, container, save point, file or store
+  4    it is in use: mounted, or others depend on it
+  5    it exists already
+  6    there is no space left, or less than the store keeps in reserve
+  7    something is damaged: an archive, a layer, the catalog
+  8    not possible here: the driver, the kernel, or a newer store
+  141  whoever read the output stopped reading";
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// The store's folder [default: /var/lib/vellum as root, $XDG_DATA_HOME/vellum otherwise]
+    #[arg(long, global = true, value_name = "DIR", env = "VELLUM_ROOT", hide_env = true)]
+    pub(crate) root: Option<PathBuf>,
+    /// The storage driver [default: the one the store has, or the best that works here]
+    #[arg(long, global = true, value_name = "NAME", env = "VELLUM_DRIVER", hide_env = true)]
+    pub(crate) driver: Option<String>,
+}
+
+/// How a list or an inspection is shown.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Format {
+    /// Print JSON instead of a text for people
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Load(commands::load::Load),
+    Save(commands::save::Save),
+    Images(commands::images::Images),
+    #[command(subcommand)]
+    Image(commands::image::Image),
+    Rmi(commands::rmi::Rmi),
+    Create(commands::create::Create),
+    Ps(commands::ps::Ps),
+    Mount(commands::mount::Mount),
+    Umount(commands::umount::Umount),
+    Diff(commands::diff::Diff),
+    Commit(commands::commit::Commit),
+    Snapshot(commands::snapshot::Snapshot),
+    Snapshots(commands::snapshots::Snapshots),
+    Rollback(commands::rollback::Rollback),
+    Rm(commands::rm::Rm),
+    Export(commands::export::Export),
+    Import(commands::import::Import),
+    Df(commands::df::Df),
+    Gc(commands::gc::Gc),
+    Check(commands::check::Check),
+    Unshare(commands::unshare::Unshare),
+    #[command(subcommand)]
+    System(commands::system::System),
+    Info(commands::info::Info),
+    #[command(subcommand)]
+    Driver(commands::driver::Driver),
+    Demo(commands::demo::Demo),
+    Completions(commands::completions::Completions),
+    Man(commands::man::Man),
+}

@@ -1,0 +1,109 @@
+use crate::cli::Global;
+use crate::context;
+use crate::failure::{Result, usage};
+use crate::output::{Out, note};
+use crate::progress::Bars;
+use clap::Args;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use vellum_oci::{Archive, Image};
+use vellum_store::{ImageInput, LayerSource, LoadReport, Store};
+use vellum_types::{ImageName, Platform};
+
+/// Take in images from an archive
+///
+/// Reads OCI layouts (a folder, or a tar, plain or compressed by gzip or zstd) and docker archives of every age, told by
+/// their content. A file is read in place; standard input is first copied into the store's folder.
+///
+/// Layers that the store has are not unpacked again. Every digest is verified. The images are on the disk when the
+/// command ends; one that was interrupted goes on where it was, layer by layer, when it is loaded again.
+#[derive(Debug, Args)]
+pub(crate) struct Load {
+    /// The archive: a file or a folder [default: standard input]
+    #[arg(short, long, value_name = "FILE|DIR")]
+    input: Option<PathBuf>,
+    /// Give the image this name, too
+    #[arg(short, long, value_name = "NAME")]
+    tag: Vec<ImageName>,
+    /// The platform to take from an image that is there for several [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<Platform>,
+    /// Keep the compressed layers beside the unpacked ones
+    ///
+    /// They take space, and give the same bytes again in `save`; `check --repair` restores damaged layers from them.
+    #[arg(long)]
+    keep_blobs: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl Load {
+    pub(crate) fn run(&self, global: &Global) -> Result<()> {
+        if self.input.is_none() && std::io::stdin().is_terminal() {
+            return Err(usage(
+                "there is nothing to load: give a file or folder with -i, or pipe an archive in",
+            ));
+        }
+        let store = context::open_or_make(global)?;
+        let spool = context::spool(&store);
+        let archive = match &self.input {
+            Some(path) => Archive::open(path, &spool)?,
+            None => Archive::from_reader(std::io::stdin().lock(), &spool)?,
+        };
+        let images = archive.images(self.platform.as_ref())?;
+        if images.len() > 1 && !self.tag.is_empty() {
+            return Err(usage(format!("the archive holds {} images, and -t names one", images.len())));
+        }
+        for image in images {
+            self.load(&store, image)?;
+        }
+        Ok(())
+    }
+
+    fn load(&self, store: &Store, image: Image) -> Result<()> {
+        for name in &image.unusable_names {
+            note(format_args!("warning: '{}' is no name of an image and is left out", name.escape_debug()));
+        }
+        let mut names = image.names;
+        names.extend(self.tag.iter().filter(|tag| !names.contains(tag)).cloned().collect::<Vec<_>>());
+        let layers = image.layers.into_iter().map(|layer| Box::new(layer) as Box<dyn LayerSource>);
+        let input = ImageInput {
+            config: image.config,
+            layers: layers.collect(),
+            names,
+            manifest: image.manifest,
+            keep_blobs: self.keep_blobs,
+        };
+        let bars = Bars::new(self.quiet);
+        let report = store.load_image(input, &bars);
+        bars.clear();
+        let report = report?;
+        if self.quiet { Ok(()) } else { tell(&report) }
+    }
+}
+
+/// Says what was loaded, as docker does, and what could not be kept.
+pub(super) fn tell(report: &LoadReport) -> Result<()> {
+    let mut out = Out::new();
+    for name in &report.names {
+        out.line(format_args!("Loaded image: {}", name.familiar()))?;
+    }
+    if report.names.is_empty() {
+        out.line(format_args!("Loaded image ID: {}", report.id))?;
+    }
+    out.finish()?;
+    tell_left_out(report);
+    Ok(())
+}
+
+/// Warns of entries that are not as they should be.
+pub(super) fn tell_left_out(report: &LoadReport) {
+    const SHOWN: usize = 5;
+    for entry in report.left_out.iter().take(SHOWN) {
+        note(format_args!("warning: {} is left out: {}", entry.path, entry.reason));
+    }
+    if let Some(more) = report.left_out.len().checked_sub(SHOWN + 1) {
+        note(format_args!("warning: and {} more; `save` gives all of them back", more + 1));
+    }
+}

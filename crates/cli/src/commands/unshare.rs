@@ -1,0 +1,29 @@
+use crate::cli::Global;
+use crate::context;
+use crate::failure::{Result, io};
+use clap::Args;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
+
+/// Run a command in the store's namespace
+///
+/// An ordinary user's mounts are seen only there, and files there have the owners that containers see. As root
+/// the command runs as it is. Ends with the command's exit code.
+#[derive(Debug, Args)]
+pub(crate) struct Unshare {
+    /// The command and its arguments [default: $SHELL]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl Unshare {
+    pub(crate) fn run(&self, global: &Global) -> Result<()> {
+        context::enter(&context::root(global)?)?;
+        let shell = || std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
+        let command = if self.command.is_empty() { vec![shell()] } else { self.command.clone() };
+        let mut words = command.iter();
+        let program = words.next().cloned().unwrap_or_else(shell);
+        let error = std::process::Command::new(&program).args(words).exec();
+        Err(io(format!("run {}", program.display()))(error))
+    }
+}

@@ -1,0 +1,106 @@
+//! The store that a command works on, and the namespace it does so in.
+//!
+//! A store of an ordinary user lives in a user and mount namespace of its own ([`vellum_sys::ns`]). A command enters it
+//! before it does anything else, by joining it and starting itself anew inside; see [`enter`].
+
+use crate::cli::Global;
+use crate::failure::{Kind, Plain, Result, io};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use vellum_store::{OpenOptions, Store};
+use vellum_sys::ns;
+use vellum_types::Digest;
+
+/// Whether this process is the machine's root, rather than a user or root of a namespace.
+fn is_host_root() -> bool {
+    rustix::process::geteuid().is_root() && ns::outside_uid(0) == Some(0)
+}
+
+/// The store's folder: as given, or the usual place.
+pub(crate) fn root(global: &Global) -> Result<PathBuf> {
+    let root = match &global.root {
+        Some(root) => root.clone(),
+        None if is_host_root() => PathBuf::from("/var/lib/vellum"),
+        None => data_folder()?.join("vellum"),
+    };
+    std::path::absolute(&root).map_err(io(format!("tell where {} is", root.display())))
+}
+
+fn data_folder() -> Result<PathBuf> {
+    let given = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    given("XDG_DATA_HOME").or_else(|| Some(given("HOME")?.join(".local/share"))).ok_or_else(|| {
+        Plain::new(Kind::Usage, "cannot tell where the store is: neither XDG_DATA_HOME nor HOME is set")
+            .hint("say it with --root DIR")
+            .into()
+    })
+}
+
+/// The folder that keeps the namespace of the store at `root`.
+fn namespace_folder(root: &Path) -> Result<PathBuf> {
+    let key = Digest::sha256(root.as_os_str().as_encoded_bytes()).hex();
+    Ok(vellum_mount::runtime_folder(&format!("ns-{}", &key[..16]))?)
+}
+
+/// Enters the namespace of the store at `root`, where one is needed. Must come before the process has threads.
+pub(crate) fn enter(root: &Path) -> Result<()> {
+    if ns::is_privileged() {
+        return Ok(());
+    }
+    let folder = namespace_folder(root)?;
+    let holder = [OsString::from(crate::workers::HOLDER), folder.clone().into()];
+    match ns::enter_or_create(&folder, holder)? {
+        ns::Entered::Privileged => Ok(()),
+        ns::Entered::Joined(_) => match ns::reexec() {
+            Ok(never) => match never {},
+            Err(error) => Err(io("start again in the store's namespace")(error)),
+        },
+    }
+}
+
+/// Lets go of the namespace of the store at `root`.
+pub(crate) fn leave(root: &Path) -> Result<()> {
+    if !is_host_root() {
+        ns::end(&namespace_folder(root)?)?;
+    }
+    Ok(())
+}
+
+/// Whether what this process mounts is out of sight of the process that started it: it entered a namespace on the way.
+pub(crate) fn is_out_of_sight() -> bool {
+    if is_host_root() {
+        return false;
+    }
+    let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt"));
+    match (of("self"), of(&parent.to_string())) {
+        (Ok(own), Ok(theirs)) => own != theirs,
+        // Who may not look at the parent is in another user namespace.
+        _ => true,
+    }
+}
+
+/// How the store of the command line is opened.
+pub(crate) fn options(global: &Global) -> Result<OpenOptions> {
+    let root = root(global)?;
+    let worker = vec![OsString::from(crate::workers::TRASH), root.clone().into()];
+    Ok(OpenOptions { driver: global.driver.clone(), worker: Some(worker), ..OpenOptions::new(root) })
+}
+
+/// The store; made if need be.
+pub(crate) fn open_or_make(global: &Global) -> Result<Store> {
+    let options = options(global)?;
+    enter(&options.root)?;
+    Ok(Store::open(&options)?)
+}
+
+/// The store, which must be there.
+pub(crate) fn open(global: &Global) -> Result<Store> {
+    let options = OpenOptions { create: false, ..options(global)? };
+    enter(&options.root)?;
+    Ok(Store::open(&options)?)
+}
+
+/// The folder of the store for files without a name.
+pub(crate) fn spool(store: &Store) -> PathBuf {
+    store.root().join("tmp")
+}

@@ -1,0 +1,57 @@
+//! The demonstration: the main job, shown on an image made of this machine's own files.
+//!
+//! ```text
+//! DIR/vellum-demo-PID/
+//!   image.tar      the image as an OCI archive            (written by hand here, through no tool)
+//!   store/         a store of its own
+//!   copies/        plain copies of the tree, to compare
+//! ```
+//!
+//! 1. Files are chosen ([`files`]), written as three layers ([`image`]) and loaded.
+//! 2. A container is made, mounted, entered ([`inside`]), looked at, committed.
+//! 3. A hundred more are made, beside plain copies of the tree.
+//! 4. Everything is unmounted and deleted, also when a step failed.
+
+mod files;
+mod image;
+mod inside;
+mod steps;
+
+pub(crate) use inside::run as inside;
+
+use crate::cli::Global;
+use crate::context;
+use crate::failure::{Result, io};
+use std::path::{Path, PathBuf};
+
+/// The folder of the demonstration, gone when dropped.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(parent: &Path) -> Result<Self> {
+        let path = parent.join(format!("vellum-demo-{}", std::process::id()));
+        std::fs::create_dir(&path).map_err(io(format!("make the folder {}", path.display())))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // What is left is named by the path; there is nobody to tell here.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs the demonstration in a folder of its own in `parent`.
+pub(crate) fn run(global: &Global, parent: Option<&Path>) -> Result<()> {
+    let given = || std::env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_dir());
+    let parent = parent.map(Path::to_owned).or_else(given).unwrap_or_else(|| "/var/tmp".into());
+    let parent = std::path::absolute(&parent).map_err(io(format!("tell where {} is", parent.display())))?;
+    // The namespace is that of the folder, so that demonstrations follow one another in one.
+    context::enter(&parent)?;
+    let place = Place::new(&parent)?;
+    let outcome = steps::all(global, &place.0);
+    drop(place);
+    context::leave(&parent)?;
+    outcome
+}

@@ -1,0 +1,89 @@
+//! Standard output: the only module that writes to it.
+
+use crate::failure::{Result, io};
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use std::io::{BufWriter, IsTerminal as _, StdoutLock, Write};
+
+/// Standard output, buffered. What is written appears at [`Out::finish`].
+pub(crate) struct Out(BufWriter<StdoutLock<'static>>);
+
+impl Out {
+    pub(crate) fn new() -> Self {
+        Self(BufWriter::with_capacity(64 << 10, std::io::stdout().lock()))
+    }
+
+    /// One line of text.
+    pub(crate) fn line(&mut self, text: impl std::fmt::Display) -> Result<()> {
+        writeln!(self.0, "{text}").map_err(io("write to standard output"))
+    }
+
+    /// A document, indented, with a line's end behind it.
+    pub(crate) fn json(&mut self, document: &impl Serialize) -> Result<()> {
+        serde_json::to_writer_pretty(&mut self.0, document)
+            .map_err(|error| io("write to standard output")(error.into()))?;
+        self.line("")
+    }
+
+    /// Columns under their headings, as docker shows them.
+    pub(crate) fn table(&mut self, headings: &[&str], rows: Vec<Vec<String>>) -> Result<()> {
+        let mut table = plain_table();
+        table.set_header(headings.iter().copied());
+        table.add_rows(rows);
+        pad(&mut table);
+        self.line(table.trim_fmt())
+    }
+
+    /// Names and values, without headings.
+    pub(crate) fn pairs(&mut self, pairs: &[(String, String)]) -> Result<()> {
+        for (name, value) in pairs {
+            self.line(format_args!("{name}: {value}"))?;
+        }
+        Ok(())
+    }
+
+    /// What is buffered appears.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.0.flush().map_err(io("write to standard output"))
+    }
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// A table without lines.
+fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+}
+
+fn pad(table: &mut Table) {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+}
+
+/// Prints one line and is done.
+pub(crate) fn say(text: impl std::fmt::Display) -> Result<()> {
+    let mut out = Out::new();
+    out.line(text)?;
+    out.finish()
+}
+
+/// A remark on standard error, which is no error.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Bytes for a terminal would be of no use to anybody.
+pub(crate) fn is_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}
