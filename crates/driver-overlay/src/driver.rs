@@ -364,6 +364,11 @@ impl Driver for Overlay {
         self.home.walk(visit)
     }
 
+    fn own_folder(&self, id: LayerId) -> Result<Option<std::path::PathBuf>> {
+        let record = self.home.must("look at", id)?;
+        Ok((record.kind != Kind::View).then(|| self.home.part(id, "diff")))
+    }
+
     fn metadata(&self, id: LayerId) -> Result<Vec<(String, String)>> {
         let record = self.home.must("inspect", id)?;
         let mut pairs = Vec::new();

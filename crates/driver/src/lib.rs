@@ -293,6 +293,17 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         generic_diff(self.as_dyn(), id, base, views, sink)
     }
 
+    /// The folder that holds just what the layer itself brings, in the raw form of
+    /// [`Form`](vellum_archive::tree::Form), so that it can be compared with the layer's manifest; `None` where the driver
+    /// keeps layers in another way (whole trees, devices) or the layer brings nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    fn own_folder(&self, id: LayerId) -> Result<Option<std::path::PathBuf>> {
+        let _ = id;
+        Ok(None)
+    }
+
     /// This, as a trait object: for the default methods.
     fn as_dyn(&self) -> &dyn Driver;
 
