@@ -188,3 +188,33 @@ impl From<rusqlite::Error> for Error {
         out
     }
 }
+
+impl From<vellum_mount::Error> for Error {
+    fn from(error: vellum_mount::Error) -> Self {
+        use vellum_driver::ErrorKind as Kind;
+        let hint = match &error {
+            vellum_mount::Error::Busy { .. } => {
+                Some("end those processes, or unmount lazily with --force: they keep what they see")
+            }
+            vellum_mount::Error::Different { .. } => Some("unmount it first (`vellum umount --all`)"),
+            vellum_mount::Error::Elsewhere { .. } => {
+                Some("unmount it there, or end the namespace's processes")
+            }
+            _ => None,
+        };
+        let below = vellum_driver::Error::from(error);
+        let code = match below.kind {
+            Kind::InUse => Code::InUse,
+            Kind::Unsupported => Code::Unsupported,
+            Kind::Full => Code::Full,
+            _ => Code::System,
+        };
+        let source: Box<dyn std::error::Error + Send + Sync> = match below.source {
+            Some(source) => source,
+            None => Box::new(below),
+        };
+        let mut out = Self::caused(code, "mount or unmount", source);
+        out.hint = hint.map(str::to_owned);
+        out
+    }
+}

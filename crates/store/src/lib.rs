@@ -1,26 +1,91 @@
 //! Layers, images and containers over the drivers: durable, shared by many processes, checked.
+//!
+//! # What it owns
+//!
+//! ```text
+//! ROOT/                         0711; 0700 of a user's own store
+//!   store.json                  identity: id, driver, form of attributes; known without the catalog   [`open`]
+//!   catalog.db, -wal, -shm      what the store has                                                    [`catalog`]
+//!   locks/                      who works on what, and who lives                                      [`locks`]
+//!   config/<hex>                images' configurations, byte for byte
+//!   images/<driver>/<hex>.json  images' names and layers, for a rebuilt catalog                       [`layerfiles`]
+//!   layers/<driver>/<id>/       layer.json, manifest, recipe; the folder is the layer's lock          [`layerfiles`]
+//!   blobs/sha256/<hex>          blobs as they came, when they are kept
+//!   tmp/                        blobs on their way there, named by the operation
+//!   trash/<driver>/             what was removed and is not deleted yet                               [`trash`]
+//!   <driver>/                   the driver's own
+//!   mnt/                        the mounter's mountpoints
+//! RUNTIME/                      the mounter's records
+//! ```
+//!
+//! All folders are 0700, so that nothing of a layer (a setuid program, a private key) can be reached by other users of the host.
+//!
+//! # Rules
+//!
+//! 1. *Intent, work, ready.* An operation announces itself by a lock that the kernel lets go when it dies ([`locks`]), writes
+//!    its intent into the catalog without a sync, works, brings its work to the disk, and makes it ready in one durable transaction.
+//! 2. *On disk and in no row is garbage; a row that is not ready and whose owner is dead is rolled back.* [`recovery`] has the
+//!    table.
+//! 3. *Removed means recorded.* A removal is one durable transaction; renames into the trash and the deletion follow.
+//! 4. *Nothing waits while it holds the catalog*, and no order of locks is ever reversed ([`locks`]).
+//! 5. The catalog is the truth, and can be made anew from what lies beside it ([`rebuild`]).
+//!
+//! # The operations
+//!
+//! Each module opens with its numbered algorithm: load ([`load`]), create, mount and remove ([`containers`]), commit, import and
+//! export ([`stream`]), snapshot and rollback ([`savepoints`]), images' names and removal ([`images`]), garbage collection
+//! ([`gc`]), check ([`check`], [`verify`]) and repair ([`repair`], [`rebuild`]), front ends' snapshots ([`views`]), reset ([`reset`]).
+//!
+//! # Where a crash leaves what
+//!
+//! The fault points of [`FAULT_POINTS`] are before and after each durable step; a test kills the process at every one of them.
+//!
+//! | operation | killed before ready | killed after | a power cut before ready | after |
+//! |---|---|---|---|---|
+//! | load | intents rolled back at the next open; layers of earlier groups stay ready, the next load uses them, `gc` takes them | image there | the same, or the intents are lost too: folders in no row, swept at boot and by `gc` | image there, and verifies |
+//! | create | container and layer rolled back | there | the same | there |
+//! | commit, import | layer rolled back; a configuration in no row is taken by `gc` | there | the same | there |
+//! | snapshot | save point and copy rolled back | there | the same | there |
+//! | rollback | the container has its old layer; the copy is rolled back | it has the new one; the old one's removal is finished at the next open | as killed before | as killed after |
+//! | remove | nothing happened | removal finished at the next open | nothing happened | finished at the next open |
+//! | gc | nothing happened, or some items are gone | the rest at the next | the same | the same |
+//! | repair of a layer | the layer is damaged as before, and the next repair does it | mended | the same | mended |
+//! | rebuild of the catalog | the damaged one is still there | the new one is | the same | the same |
 
+#![allow(rustdoc::private_intra_doc_links)]
+
+mod catalog;
+mod check;
+mod containers;
+mod drivers;
 mod error;
+mod faults;
+mod files;
+mod findings;
+mod gc;
+mod imageconfig;
+mod images;
+mod layerfiles;
+mod layout;
+mod load;
+mod locks;
 mod model;
+mod open;
+mod rebuild;
+mod recovery;
+mod repair;
+mod reset;
+mod savepoints;
 mod store;
+mod stream;
+pub mod trash;
+mod usage;
+mod verify;
 mod views;
-pub mod trash {
-    //! Emptying the trash.
-
-    /// Empties the trash of the store at `root`.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub fn work(root: &std::path::Path) -> crate::Result<()> {
-        let _ = root;
-        Ok(())
-    }
-}
 
 pub use error::{Code, Error, Result};
+pub use faults::FAULT_POINTS;
+pub use findings::{FINDINGS, FindingKind};
 pub use model::*;
 pub use store::Store;
-pub use views::{SnapshotKind, SnapshotRow, SnapshotUsage, Snapshots};
-
-/// What `check` can find: (id, what it means).
-pub const FINDINGS: &[(&str, &str)] = &[];
+pub use views::{Labels, SnapshotKind, SnapshotRow, Snapshots};

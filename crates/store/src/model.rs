@@ -51,8 +51,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// The store's user has no privileges on the host: it works inside a user namespace. `None` to find out.
     pub rootless: Option<bool>,
-    /// The command that empties the trash in the background, started detached when there is something to
-    /// delete; it must call [`crate::trash::work`]. `None`: what is removed is deleted before the call returns.
+    /// The arguments with which this executable, started again and detached, empties the trash: it must call
+    /// [`crate::trash::work`]. `None`: what is removed is deleted before the call returns.
     pub worker: Option<Vec<OsString>>,
     /// The floor of free space.
     pub floor: Floor,

@@ -1,156 +1,193 @@
-//! The store itself.
+//! The open store, and what its operations share.
 
-use crate::model::*;
-use crate::{Code, Error, Result, Snapshots};
-use std::fs::File;
-use std::io::Write;
+use crate::catalog::Catalog;
+use crate::catalog::layers::Layer;
+use crate::layout::Layout;
+use crate::locks::{self, Owner, OwnerId};
+use crate::open::Identity;
+use crate::{Code, DriverRow, Error, Floor, Info, OpenOptions, Result, Snapshots, drivers};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use vellum_archive::target::{LayerPath, Usage};
-use vellum_driver::{Change, MountOptions};
-use vellum_types::{ContainerId, ContainerName, DiffId, ImageId, ImageName, LayerId};
+use std::sync::{Arc, Mutex};
+use vellum_driver::Driver;
+use vellum_mount::Mounter;
+use vellum_sys::fsinfo::FileSystem;
+use vellum_sys::lock::FileLock;
 
-/// An open store. Cheap to open, and shared by many processes.
+/// An open store. Cheap to open; may be shared by threads, and by any number of processes.
 #[derive(Debug)]
 pub struct Store {
-    root: PathBuf,
+    pub(crate) layout: Layout,
+    pub(crate) runtime: PathBuf,
+    pub(crate) catalog: Catalog,
+    pub(crate) identity: Identity,
+    /// The driver that new layers and images go to.
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) driver_reason: String,
+    /// Every driver that was needed so far.
+    pub(crate) drivers: Mutex<BTreeMap<String, Arc<dyn Driver>>>,
+    pub(crate) mounter: Mounter,
+    pub(crate) worker: Option<Vec<OsString>>,
+    pub(crate) floor: Floor,
+    pub(crate) workers: Option<usize>,
+    pub(crate) read_only: Option<String>,
+    pub(crate) _lock: FileLock,
 }
 
-fn pending<T>() -> Result<T> {
-    Err(Error::new(Code::Unsupported, "do it", "being written"))
-}
-
-#[allow(unused_variables, missing_docs, clippy::missing_errors_doc)]
 impl Store {
-    pub fn open(options: &OpenOptions) -> Result<Self> {
-        pending()
-    }
-    /// Takes a store off the disk whole, damaged ones too: unmounts, deletes, forgets.
-    pub fn reset(options: &OpenOptions) -> Result<()> {
-        pending()
-    }
-    /// What each driver says of this place; works without a store.
-    pub fn probe_drivers(options: &OpenOptions) -> Result<Vec<DriverRow>> {
-        pending()
-    }
+    /// The store's folder.
     pub fn root(&self) -> &Path {
-        &self.root
+        self.layout.root()
     }
-    pub fn info(&self) -> Result<Info> {
-        pending()
+
+    /// What each driver says of a place, whether or not a store is there.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn probe_drivers(options: &OpenOptions) -> Result<Vec<DriverRow>> {
+        drivers::probe_place(options)
     }
+
+    /// Every driver: whether it works here and why, and which is in use.
     pub fn drivers(&self) -> Vec<DriverRow> {
-        Vec::new()
+        drivers::probe_all(&self.layout, self.identity.rootless, Some(&*self.driver))
     }
-    // images
-    pub fn load_image(&self, input: ImageInput<'_>, progress: &dyn Progress) -> Result<LoadReport> {
-        pending()
+
+    /// What the store is and has.
+    ///
+    /// # Errors
+    /// The catalog's, the driver's.
+    pub fn info(&self) -> Result<Info> {
+        let (images, (containers, layers, save_points)) = self.catalog.read(|tx| {
+            Ok((
+                crate::catalog::images::all(tx, self.driver.name())?.len(),
+                crate::catalog::containers::counts(tx)?,
+            ))
+        })?;
+        Ok(Info {
+            root: self.layout.root().to_owned(),
+            runtime: self.runtime.clone(),
+            uuid: self.identity.uuid.clone(),
+            driver: self.driver.name().to_owned(),
+            driver_reason: self.driver_reason.clone(),
+            status: self.driver.status()?,
+            capabilities: self.driver.capabilities().clone(),
+            format: crate::catalog::schema::VERSION.unsigned_abs(),
+            xattrs: self.identity.xattrs,
+            rootless: self.identity.rootless,
+            read_only: self.read_only.clone(),
+            images,
+            containers,
+            mounted: self.mounter.list().map_err(Error::from)?.len(),
+            layers,
+            save_points,
+        })
     }
-    pub fn images(&self) -> Result<Vec<ImageRow>> {
-        pending()
-    }
-    /// By name (as the user gives it), id, or unambiguous beginning of an id (with or without `sha256:`).
-    pub fn find_image(&self, reference: &str) -> Result<ImageRow> {
-        pending()
-    }
-    pub fn image_config(&self, image: &ImageId) -> Result<Vec<u8>> {
-        pending()
-    }
-    pub fn image_manifest(&self, image: &ImageId) -> Result<Option<Vec<u8>>> {
-        pending()
-    }
-    /// The base first.
-    pub fn image_layers(&self, image: &ImageId) -> Result<Vec<LayerRow>> {
-        pending()
-    }
-    /// The layer's tar, bit for bit; fails at the end if its digest is not the layer's.
-    pub fn layer_tar(&self, layer: LayerId, out: &mut dyn Write) -> Result<DiffId> {
-        pending()
-    }
-    pub fn layer_blob(&self, layer: LayerId) -> Result<Option<(BlobFacts, File)>> {
-        pending()
-    }
-    /// Gives the image a name, taking it away from another that had it.
-    pub fn tag(&self, image: &ImageId, name: &ImageName) -> Result<()> {
-        pending()
-    }
-    /// By name: takes the name away, and deletes the image with its last name. By id: deletes it if it has at most
-    /// one name, or with `force`. An image with containers is not deleted, unless `force` (the layers stay until they go).
-    pub fn remove_image(&self, reference: &str, force: bool) -> Result<RemoveReport> {
-        pending()
-    }
-    pub fn import(
-        &self,
-        source: ImportSource<'_>,
-        name: Option<&ImageName>,
-        progress: &dyn Progress,
-    ) -> Result<LoadReport> {
-        pending()
-    }
-    // containers
-    pub fn create_container(&self, image: &ImageId, options: CreateOptions) -> Result<ContainerId> {
-        pending()
-    }
-    pub fn containers(&self) -> Result<Vec<ContainerRow>> {
-        pending()
-    }
-    /// By name, id, or unambiguous beginning of an id.
-    pub fn find_container(&self, reference: &str) -> Result<ContainerRow> {
-        pending()
-    }
-    /// Measured if need be: proportional to what the container has written.
-    pub fn container_usage(&self, container: &ContainerId) -> Result<Usage> {
-        pending()
-    }
-    pub fn mount(&self, container: &ContainerId, options: &MountOptions) -> Result<PathBuf> {
-        pending()
-    }
-    /// Releases one use of the mount, or `all`; `lazy` also when something in it is busy.
-    pub fn umount(&self, container: &ContainerId, all: bool, lazy: bool) -> Result<Unmounted> {
-        pending()
-    }
-    pub fn diff(
-        &self,
-        container: &ContainerId,
-        visit: &mut dyn FnMut(Change, &LayerPath) -> std::io::Result<()>,
-    ) -> Result<()> {
-        pending()
-    }
-    pub fn commit(&self, container: &ContainerId, options: &CommitOptions) -> Result<ImageId> {
-        pending()
-    }
-    pub fn snapshot(&self, container: &ContainerId, name: Option<&ContainerName>) -> Result<SavePointRow> {
-        pending()
-    }
-    /// Save points of a container, the oldest first.
-    pub fn save_points(&self, container: &ContainerId) -> Result<Vec<SavePointRow>> {
-        pending()
-    }
-    /// Back to this save point, or to the latest. The save point stays.
-    pub fn rollback(&self, container: &ContainerId, name: Option<&ContainerName>) -> Result<SavePointRow> {
-        pending()
-    }
-    pub fn remove_save_point(&self, container: &ContainerId, name: &ContainerName) -> Result<()> {
-        pending()
-    }
-    pub fn remove_container(&self, container: &ContainerId, force: bool) -> Result<()> {
-        pending()
-    }
-    /// The container's whole tree as a tar.
-    pub fn export(&self, container: &ContainerId, out: &mut dyn Write) -> Result<()> {
-        pending()
-    }
-    // upkeep
-    pub fn usage(&self) -> Result<Df> {
-        pending()
-    }
-    pub fn gc(&self, dry_run: bool) -> Result<GcReport> {
-        pending()
-    }
-    pub fn check(&self, repair: bool, progress: &dyn Progress) -> Result<Vec<Finding>> {
-        pending()
-    }
+
     /// The snapshots of a front end, such as `containerd/k8s.io`.
     pub fn snapshots(&self, namespace: &str) -> Snapshots<'_> {
         Snapshots { store: self, namespace: namespace.to_owned() }
+    }
+
+    /// The driver of a layer that may have been made by another one than [`Store::driver`].
+    pub(crate) fn driver_named(&self, name: &str) -> Result<Arc<dyn Driver>> {
+        if name == self.driver.name() {
+            return Ok(Arc::clone(&self.driver));
+        }
+        let mut drivers = self.drivers.lock().map_err(|_| {
+            Error::new(Code::System, "use another driver", "a thread that held the list of drivers failed")
+        })?;
+        if let Some(driver) = drivers.get(name) {
+            return Ok(Arc::clone(driver));
+        }
+        let driver = drivers::open(&self.layout, name, self.identity.config())?;
+        drivers.insert(name.to_owned(), Arc::clone(&driver));
+        Ok(driver)
+    }
+
+    /// Begins an operation that will have intents.
+    pub(crate) fn announce(&self) -> Result<Owner> {
+        Owner::announce(&self.layout)
+    }
+
+    /// What this operation itself pinned does not count: it is about to end.
+    pub(crate) fn others_live(&self, own: OwnerId) -> impl FnMut(OwnerId) -> Result<bool> + '_ {
+        move |owner| Ok(owner != own && locks::lives(&self.layout, owner)?)
+    }
+
+    /// Refuses a write of unknown size when the file system is nearly full.
+    pub(crate) fn check_floor(&self, operation: &str) -> Result<()> {
+        let root = self.layout.root();
+        let fs = FileSystem::at(root).map_err(|e| Error::io("look at the file system of", root, e))?;
+        let share = fs.total_bytes / 1000 * u64::from(self.floor.permille);
+        let floor = self.floor.bytes.max(share).min(fs.total_bytes / 2);
+        let refuse = |reason: String| {
+            Err(Error::new(Code::Full, operation, reason).object(root.display()).with_hint(
+                "free some space: `vellum gc` gives back what nothing needs, `vellum df` shows what takes it",
+            ))
+        };
+        if fs.free_bytes < floor {
+            return refuse(format!(
+                "only {} MiB are free on the file system, and {} MiB are kept in reserve",
+                fs.free_bytes >> 20,
+                floor >> 20
+            ));
+        }
+        match (fs.free_inodes, fs.total_inodes) {
+            (Some(free), Some(total)) if free < self.floor.inodes.min(total / 2) => {
+                refuse(format!("only {free} more files can be made on the file system"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes layers off the disk that the catalog already calls `removing`, and forgets them. What fails is left to the next
+    /// sweep: for the catalog they are gone.
+    pub(crate) fn finish_removal(&self, layers: &[Layer]) -> Result<()> {
+        let mut gone = Vec::with_capacity(layers.len());
+        for layer in layers {
+            crate::faults::point("store.remove.folder")?;
+            if self.take_off_disk(&layer.driver, layer.id).is_ok() {
+                gone.push(layer.id);
+            }
+        }
+        crate::faults::point("store.remove.forget")?;
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.catalog.write(crate::catalog::Durability::Normal, |tx| {
+            gone.iter().try_for_each(|id| crate::catalog::layers::forget(tx, *id))
+        })
+    }
+
+    /// Moves a layer to the trash, and deletes what the store keeps beside it.
+    pub(crate) fn take_off_disk(&self, driver: &str, id: vellum_types::LayerId) -> Result<()> {
+        let trash = self.layout.trash().join(driver);
+        let _ = self.driver_named(driver)?.remove(id, &trash)?;
+        crate::files::remove_any(&self.layout.layer(driver, id))
+    }
+
+    /// Undoes an operation that failed: its intents are rolled back, and what it had made by then goes. The error that
+    /// made it fail is what the caller hears; what cannot be undone now is undone by the next sweep.
+    pub(crate) fn roll_back(&self, owner: &Owner) {
+        let rolled = self.catalog.write(crate::catalog::Durability::Normal, |tx| {
+            crate::catalog::intents::take_over(tx, owner.id, owner.id)
+        });
+        if let Ok(layers) = rolled
+            && self.finish_removal(&layers).is_ok()
+        {
+            self.empty_trash_later();
+        }
+    }
+
+    /// Runs an operation with intents, and rolls them back when it fails.
+    pub(crate) fn operate<T>(&self, work: impl FnOnce(&Owner) -> Result<T>) -> Result<T> {
+        let owner = self.announce()?;
+        let out = work(&owner);
+        if out.is_err() {
+            self.roll_back(&owner);
+        }
+        out
     }
 }

@@ -1,15 +1,24 @@
-//! Front ends' snapshots.
+//! Front ends' snapshots: what containerd's snapshotters and docker's graph drivers offer, on the store's layers.
+//!
+//! A snapshot is a layer of role `snapshot` and a row in `snapshots` under (namespace, key). The rules of containerd: an *active* snapshot is
+//! written and becomes *committed* under a name, or is removed; a *view* only looks; only committed ones are parents;
+//! one that others lie on is not removed. All of them are roots of the garbage collection.
 
-use crate::{Error, Result, Store};
+use crate::catalog::layers::Role;
+use crate::catalog::{Durability, layers, snapshots};
+use crate::containers::{finished, layer_file};
+use crate::faults::point;
+use crate::layerfiles::{LayerFile, SnapshotFile};
+use crate::{Code, Error, Result, Store};
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use vellum_archive::target::Usage;
-use vellum_driver::{MountOptions, MountPlan};
+use vellum_archive::target::{Joints, Usage};
+use vellum_driver::{CreateSpec, MountOptions, MountPlan};
 use vellum_types::LayerId;
 
 /// What a snapshot is, in containerd's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SnapshotKind {
     /// Being written.
@@ -18,6 +27,24 @@ pub enum SnapshotKind {
     View,
     /// Never changes again.
     Committed,
+}
+
+impl SnapshotKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::View => "view",
+            Self::Committed => "committed",
+        }
+    }
+
+    pub(crate) fn of(name: &str) -> Self {
+        match name {
+            "active" => Self::Active,
+            "view" => Self::View,
+            _ => Self::Committed,
+        }
+    }
 }
 
 /// A front end's snapshot.
@@ -39,9 +66,6 @@ pub struct SnapshotRow {
     pub updated: Timestamp,
 }
 
-/// What a snapshot takes on disk by itself.
-pub type SnapshotUsage = Usage;
-
 /// The snapshots of one front end.
 #[derive(Debug)]
 pub struct Snapshots<'a> {
@@ -49,19 +73,236 @@ pub struct Snapshots<'a> {
     pub(crate) namespace: String,
 }
 
+/// A front end's labels.
+pub type Labels = BTreeMap<String, String>;
+
 impl Snapshots<'_> {
-    /// Makes an active snapshot.
+    /// Makes an active snapshot: an empty one, or on a committed one.
     ///
     /// # Errors
-    /// The key is taken; there is no such parent, or it is not committed.
-    pub fn prepare(
+    /// [`Code::Exists`]: the key is taken; [`Code::NotFound`]: there is no such parent; [`Code::Invalid`]: it is not committed.
+    pub fn prepare(&self, key: &str, parent: Option<&str>, labels: &Labels) -> Result<SnapshotRow> {
+        self.make(key, SnapshotKind::Active, parent, labels)
+    }
+
+    /// Makes a read-only look at a committed snapshot.
+    ///
+    /// # Errors
+    /// As [`Snapshots::prepare`].
+    pub fn view(&self, key: &str, parent: &str, labels: &Labels) -> Result<SnapshotRow> {
+        self.make(key, SnapshotKind::View, Some(parent), labels)
+    }
+
+    fn make(
         &self,
         key: &str,
+        kind: SnapshotKind,
         parent: Option<&str>,
-        labels: BTreeMap<String, String>,
+        labels: &Labels,
     ) -> Result<SnapshotRow> {
-        let _ =
-            (self.store, &self.namespace, key, parent, labels, MountOptions::default(), MountPlan::default());
-        Err(Error::not_found("snapshot", key))
+        let store = self.store;
+        let driver = store.driver.name();
+        let created = Timestamp::now();
+        store.operate(|owner| {
+            let (layer, below) = store.catalog.write(Durability::Normal, |tx| {
+                let below = parent.map(|parent| self.committed(tx, parent)).transpose()?.map(|row| row.layer);
+                let layer = layers::stage(tx, driver, Role::Snapshot, owner.id, below, None)?;
+                let new = snapshots::NewSnapshot {
+                    namespace: &self.namespace,
+                    key,
+                    kind,
+                    parent,
+                    layer,
+                    labels,
+                    created,
+                };
+                snapshots::add(tx, &new)?;
+                Ok((layer, below))
+            })?;
+            point("store.prepare.intent")?;
+            let folder = store.make_layer_folder(driver, layer)?;
+            let mut file = layer_file(layer, Role::Snapshot, below, created, None);
+            file.snapshot = Some(SnapshotFile {
+                namespace: self.namespace.clone(),
+                key: key.to_owned(),
+                kind,
+                parent: parent.map(str::to_owned),
+                labels: labels.clone(),
+                created,
+            });
+            file.write(&folder)?;
+            let view = kind == SnapshotKind::View;
+            store.create_layer(layer, &CreateSpec { parent: below, view, options: &[] })?;
+            store.driver.sync(layer)?;
+            crate::files::sync_folder(&folder, &[LayerFile::NAME])?;
+            point("store.prepare.synced")?;
+            store.catalog.write(Durability::Full, |tx| {
+                layers::finish(tx, &finished(layer, below, Usage::default()))?;
+                layers::set_usage(tx, layer, None)
+            })
+        })?;
+        self.stat(key)
+    }
+
+    fn committed(&self, tx: &rusqlite::Transaction<'_>, key: &str) -> Result<SnapshotRow> {
+        let row = snapshots::get(tx, &self.namespace, key)?;
+        if row.kind == SnapshotKind::Committed {
+            return Ok(row);
+        }
+        Err(Error::new(Code::Invalid, format!("use the snapshot '{key}' as a parent"), "it is not committed"))
+    }
+
+    /// Turns the active snapshot `key` into the committed one `name`; onto `parent`, if it was made without one.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; [`Code::Invalid`]: it is not active, or has another parent; [`Code::Exists`]: the name is
+    /// taken; [`Code::Unsupported`]: a parent named only now, with a driver that cannot join.
+    pub fn commit(
+        &self,
+        name: &str,
+        key: &str,
+        parent: Option<&str>,
+        labels: &Labels,
+    ) -> Result<SnapshotRow> {
+        let store = self.store;
+        let (row, layer, below) = store.catalog.read(|tx| {
+            let row = snapshots::get(tx, &self.namespace, key)?;
+            let layer = layers::get(tx, row.layer)?.ok_or_else(|| Error::not_found("layer", row.layer))?;
+            let below = parent.map(|parent| self.committed(tx, parent)).transpose()?.map(|row| row.layer);
+            snapshots::free(tx, &self.namespace, name)?;
+            Ok((row, layer, below))
+        })?;
+        let wrong = |reason| Err(Error::new(Code::Invalid, format!("commit the snapshot '{key}'"), reason));
+        if row.kind != SnapshotKind::Active {
+            return wrong("it is not active");
+        }
+        if parent.is_some() && row.parent.is_some() && row.parent.as_deref() != parent {
+            return wrong("it was made on another parent");
+        }
+        let parent = row.parent.as_deref().or(parent);
+        let below = layer.parent.or(below);
+        let driver = store.driver_named(&layer.driver)?;
+        let barrier = crate::layout::open_folder(store.layout.root())?;
+        let _ = driver.commit(row.layer, below, &Joints::default())?;
+        point("store.commit-snapshot.joined")?;
+        let usage = driver.usage(row.layer)?;
+        if usage.inodes <= crate::savepoints::FEW_INODES {
+            driver.sync(row.layer)?;
+        } else {
+            crate::files::barrier(&barrier, store.layout.root())?;
+        }
+        store.catalog.write(Durability::Full, |tx| {
+            snapshots::commit(tx, &self.namespace, key, name, parent, labels)?;
+            layers::set_parent(tx, row.layer, below)?;
+            layers::set_usage(tx, row.layer, Some(usage))
+        })?;
+        point("store.commit-snapshot.done")?;
+        self.write_file(row.layer)?;
+        self.stat(name)
+    }
+
+    /// How to mount a snapshot. The front end mounts it itself, or has the store's mounter do it.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; the driver's.
+    pub fn mounts(&self, key: &str, options: &MountOptions) -> Result<MountPlan> {
+        let row = self.stat(key)?;
+        Ok(self.driver_of(&row)?.mounts(row.layer, options)?)
+    }
+
+    /// Removes a snapshot that no other lies on.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; [`Code::InUse`].
+    pub fn remove(&self, key: &str) -> Result<()> {
+        let store = self.store;
+        let owner = store.announce()?;
+        let removed = store.catalog.write(Durability::Full, |tx| {
+            let row = snapshots::get(tx, &self.namespace, key)?;
+            if let Some(child) = snapshots::child(tx, &self.namespace, key)? {
+                return Err(Error::new(
+                    Code::InUse,
+                    format!("remove the snapshot '{key}'"),
+                    format!("the snapshot '{child}' lies on it"),
+                ));
+            }
+            snapshots::remove(tx, &self.namespace, key)?;
+            let layer = layers::get(tx, row.layer)?;
+            layers::remove(tx, row.layer, Some(owner.id))?;
+            Ok(layer)
+        })?;
+        point("store.unprepare.recorded")?;
+        store.finish_removal(removed.as_slice())?;
+        store.empty_trash_later();
+        Ok(())
+    }
+
+    /// All snapshots of this front end, by key.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn walk(&self) -> Result<Vec<SnapshotRow>> {
+        self.store.catalog.read(|tx| snapshots::all(tx, &self.namespace))
+    }
+
+    /// One snapshot.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`].
+    pub fn stat(&self, key: &str) -> Result<SnapshotRow> {
+        self.store.catalog.read(|tx| snapshots::get(tx, &self.namespace, key))
+    }
+
+    /// What a snapshot takes on disk by itself: as recorded for a committed one, measured otherwise.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; the driver's.
+    pub fn usage(&self, key: &str) -> Result<Usage> {
+        let row = self.stat(key)?;
+        let layer = self.store.catalog.read(|tx| layers::get(tx, row.layer))?;
+        match layer {
+            Some(layer) if row.kind == SnapshotKind::Committed && !layer.dirty => Ok(layer.usage),
+            _ => Ok(self.driver_of(&row)?.usage(row.layer)?),
+        }
+    }
+
+    /// Replaces a snapshot's labels.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`].
+    pub fn update(&self, key: &str, labels: &Labels) -> Result<SnapshotRow> {
+        let row = self.store.catalog.write(Durability::Full, |tx| {
+            snapshots::get(tx, &self.namespace, key)?;
+            snapshots::set_labels(tx, &self.namespace, key, labels)?;
+            snapshots::get(tx, &self.namespace, key)
+        })?;
+        self.write_file(row.layer)?;
+        Ok(row)
+    }
+
+    /// Gives back what removals left: works the trash off.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn cleanup(&self) -> Result<()> {
+        crate::trash::work(self.store.root())
+    }
+
+    fn driver_of(&self, row: &SnapshotRow) -> Result<std::sync::Arc<dyn vellum_driver::Driver>> {
+        let layer = self.store.catalog.read(|tx| layers::get(tx, row.layer))?;
+        let layer = layer.ok_or_else(|| Error::not_found("layer", row.layer))?;
+        self.store.driver_named(&layer.driver)
+    }
+
+    /// Makes `layer.json` follow the row.
+    fn write_file(&self, layer: LayerId) -> Result<()> {
+        let found = self.store.catalog.read(|tx| match layers::get(tx, layer)? {
+            None => Ok(None),
+            Some(row) => Ok(Some((LayerFile::of(tx, &row)?, row.driver))),
+        })?;
+        match found {
+            Some((file, driver)) => file.write(&self.store.layout.layer(&driver, layer)),
+            None => Ok(()),
+        }
     }
 }

@@ -1,0 +1,277 @@
+//! The catalog: what the store has, in SQLite.
+//!
+//! ```text
+//! layers ◀── image_layers ──▶ images ◀── names          pins: (owner, layer)
+//!   ▲ ▲ ▲                                               meta: key, value
+//!   │ │ └──── snapshots (front ends')
+//!   │ └────── save_points ──▶ containers
+//!   └──────── containers
+//! ```
+//!
+//! A layer's `state` is all there is of intents:
+//!
+//! ```text
+//!           intent                    ready                       gone
+//! (no row) ────────▶ staging ────────────────────▶ ready ────▶ removing ────▶ (no row)
+//!           NORMAL      │             FULL              FULL  ▲           NORMAL
+//!                       └──────────── rolled back ────────────┘
+//! ```
+//!
+//! NORMAL commits are not synced: a killed process leaves them, a power cut may take the latest of them away,
+//! always all from some moment on, and what they spoke of is then on disk and unrecorded, which is garbage. FULL commits
+//! are synced, and with them all that was committed before.
+//!
+//! # Rules
+//! - `catalog.db` is opened by SQLite and nobody else: closing any other descriptor of it would drop its locks.
+//! - A connection is used by one thread at a time and never crosses a fork (children are started by exec, and every
+//!   descriptor is closed on exec).
+//! - Every write is BEGIN IMMEDIATE, behind the lock `locks/write`, on which the kernel queues writers: SQLite's own
+//!   busy handler sleeps and is unfair.
+//! - Reads are short transactions; nothing slow happens inside one, because a reader pins the log.
+//! - The log is checkpointed by writers when it has a megabyte, never at a command's end; opening a store reads the log
+//!   once, so it must stay small.
+
+pub(crate) mod containers;
+pub(crate) mod images;
+pub(crate) mod intents;
+pub(crate) mod layers;
+pub(crate) mod schema;
+pub(crate) mod snapshots;
+
+use crate::{Code, Error, Result};
+use rusqlite::{Connection, OpenFlags, Row, Transaction, TransactionBehavior};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Mutex;
+use std::time::Duration;
+use vellum_sys::lock::FileLock;
+
+/// How durable a commit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// Survives the death of the process.
+    Normal,
+    /// Survives a power cut.
+    Full,
+}
+
+/// Connections to the catalog.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    path: PathBuf,
+    write_lock: PathBuf,
+    read_only: bool,
+    idle: Mutex<Vec<Connection>>,
+}
+
+/// How long SQLite itself waits for its locks, beyond the queue.
+const BUSY: Duration = Duration::from_secs(30);
+
+impl Catalog {
+    /// Opens the catalog that is there.
+    pub(crate) fn open(path: &Path, write_lock: &Path, read_only: bool) -> Result<Self> {
+        let catalog = Self {
+            path: path.to_owned(),
+            write_lock: write_lock.to_owned(),
+            read_only,
+            idle: Mutex::new(Vec::new()),
+        };
+        catalog.give_back(catalog.connect(false)?);
+        Ok(catalog)
+    }
+
+    /// Makes a catalog with these `meta` rows, where there is none (two at once make one).
+    pub(crate) fn create(path: &Path, write_lock: &Path, meta: &[(&str, String)]) -> Result<Self> {
+        let lock = FileLock::exclusive(write_lock).map_err(|e| Error::io("take the lock", write_lock, e))?;
+        let catalog = Self {
+            path: path.to_owned(),
+            write_lock: write_lock.to_owned(),
+            read_only: false,
+            idle: Mutex::new(Vec::new()),
+        };
+        let mut connection = catalog.connect(true)?;
+        schema::create(&mut connection, meta)?;
+        drop(lock);
+        catalog.give_back(connection);
+        Ok(catalog)
+    }
+
+    fn connect(&self, create: bool) -> Result<Connection> {
+        let mut flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_READ_WRITE;
+        if create {
+            flags |= OpenFlags::SQLITE_OPEN_CREATE;
+        }
+        let connection = Connection::open_with_flags(&self.path, flags)
+            .map_err(|e| Error::from(e).object(self.path.display()))?;
+        connection.busy_timeout(BUSY)?;
+        connection.set_prepared_statement_cache_capacity(64);
+        connection.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.execute_batch(
+            "PRAGMA foreign_keys = ON; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 256;
+             PRAGMA journal_size_limit = 1048576; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;",
+        )?;
+        if self.read_only {
+            connection.pragma_update(None, "query_only", true)?;
+        }
+        Ok(connection)
+    }
+
+    fn lend(&self) -> Result<Connection> {
+        let idle =
+            self.idle.lock().map_or_else(|poisoned| poisoned.into_inner().pop(), |mut idle| idle.pop());
+        match idle {
+            Some(connection) => Ok(connection),
+            None => self.connect(false),
+        }
+    }
+
+    fn give_back(&self, connection: Connection) {
+        if let Ok(mut idle) = self.idle.lock() {
+            idle.push(connection);
+        }
+    }
+
+    /// A short transaction that sees one state of the catalog and changes nothing.
+    pub(crate) fn read<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let mut connection = self.lend()?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+        let out = work(&transaction);
+        drop(transaction);
+        self.give_back(connection);
+        out
+    }
+
+    /// One change. An error of `work` takes all of it back.
+    pub(crate) fn write<T>(
+        &self,
+        durability: Durability,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        if self.read_only {
+            return Err(Error::new(Code::Unsupported, "change the store", "it was opened for reading only"));
+        }
+        let mut connection = self.lend()?;
+        let full = durability == Durability::Full;
+        connection.pragma_update(None, "synchronous", if full { "FULL" } else { "NORMAL" })?;
+        let queue = FileLock::exclusive(&self.write_lock)
+            .map_err(|e| Error::io("take the lock", &self.write_lock, e))?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let out = match work(&transaction) {
+            Ok(out) => transaction.commit().map(|()| out).map_err(Error::from),
+            // Dropping rolls back. A connection on which anything failed is not used again.
+            Err(e) => {
+                drop(transaction);
+                Err(e)
+            }
+        };
+        drop(queue);
+        if out.is_ok() {
+            self.give_back(connection);
+        }
+        out
+    }
+
+    /// Writes the log into the file and empties it, so that the file can be moved alone.
+    pub(crate) fn settle(&self) -> Result<()> {
+        let connection = self.lend()?;
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    /// What SQLite itself says of the file's soundness; empty when it is sound.
+    pub(crate) fn quick_check(&self) -> Result<Vec<String>> {
+        self.read(|tx| {
+            let mut statement = tx.prepare("PRAGMA quick_check")?;
+            let mut lines: Vec<String> =
+                statement.query_map([], |row| row.get(0))?.collect::<std::result::Result<_, _>>()?;
+            let mut foreign = tx.prepare("PRAGMA foreign_key_check")?;
+            let mut rows = foreign.query([])?;
+            while let Some(row) = rows.next()? {
+                lines.push(format!("a row of {} refers to what is not there", row.get::<_, String>(0)?));
+            }
+            lines.retain(|line| line != "ok");
+            Ok(lines)
+        })
+    }
+}
+
+/// The text of a column as a value of one of our types.
+pub(crate) fn parsed<T: FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let text = row.get_ref(column)?.as_str()?;
+    text.parse().map_err(|e: T::Err| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(e))
+    })
+}
+
+/// As [`parsed`], of a column that may be empty.
+pub(crate) fn parsed_or_none<T: FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    if row.get_ref(column)? == rusqlite::types::ValueRef::Null {
+        return Ok(None);
+    }
+    parsed(row, column).map(Some)
+}
+
+/// A column with a layer's id.
+pub(crate) fn layer_id(row: &Row<'_>, column: usize) -> rusqlite::Result<vellum_types::LayerId> {
+    let number: u32 = row.get(column)?;
+    vellum_types::LayerId::new(number)
+        .ok_or_else(|| rusqlite::Error::IntegralValueOutOfRange(column, i64::from(number)))
+}
+
+/// As [`layer_id`], of a column that may be empty.
+pub(crate) fn layer_id_or_none(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<Option<vellum_types::LayerId>> {
+    if row.get_ref(column)? == rusqlite::types::ValueRef::Null {
+        return Ok(None);
+    }
+    layer_id(row, column).map(Some)
+}
+
+/// A column with a size.
+pub(crate) fn size(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    row.get::<_, Option<i64>>(column).map(|n| n.unwrap_or(0).max(0).cast_unsigned())
+}
+
+/// A column with a point in time, in nanoseconds since 1970.
+pub(crate) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<jiff::Timestamp> {
+    let ns: i64 = row.get(column)?;
+    jiff::Timestamp::from_nanosecond(i128::from(ns))
+        .map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, ns))
+}
+
+/// A point in time as the catalog keeps it.
+pub(crate) fn nanoseconds(time: jiff::Timestamp) -> i64 {
+    i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+/// A size as the catalog keeps it.
+pub(crate) fn integer(size: u64) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+/// Whether a file is there that could be a catalog, without opening it.
+pub(crate) fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|meta| meta.len() > 0)
+}
+
+/// Makes the catalog's file with the right mode before SQLite does; only where there is none.
+pub(crate) fn make_file(path: &Path) -> Result<()> {
+    match vellum_sys::file::create(rustix::fs::CWD, path, 0o600) {
+        Ok(file) => {
+            let file: File = file;
+            drop(file);
+            Ok(())
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(Error::io("make the catalog", path, e)),
+    }
+}

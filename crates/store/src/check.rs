@@ -1,0 +1,311 @@
+//! Check: everything is compared with everything.
+//!
+//! 1. SQLite's own check of the catalog, and of its references.
+//! 2. What killed processes left is cleaned up: it is no finding.
+//! 3. Every image: its configuration has its digest, and its layers are those the configuration names; the file beside it is right.
+//! 4. Every layer (several at once): the driver has it, with the same kind and parent, and finds its structure sound;
+//!    `layer.json` is right; of an image's layer, every file is compared with the manifest, and the recipe can be read.
+//! 5. Every kept blob has its digest.
+//!
+//! A finding about something that was removed meanwhile is dropped. Nothing is locked: a check may run for long.
+
+use crate::catalog::layers::{Layer, Role, State};
+use crate::catalog::{Durability, images, intents, layers};
+use crate::layerfiles::{ImageFile, LayerFile};
+use crate::{Finding, LayerOutcome, Progress, Result, Store, files, findings, imageconfig, recovery};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use vellum_driver::Kind;
+use vellum_types::{ChainId, ImageId};
+
+/// A finding, with the layer it is about, for the repair.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) finding: Finding,
+    pub(crate) layer: Option<Layer>,
+    /// (driver, id)
+    pub(crate) image: Option<(String, ImageId)>,
+}
+
+impl Found {
+    fn new(id: &'static str, object: String, detail: impl Into<String>) -> Self {
+        let finding = Finding { id, object, path: None, detail: detail.into(), repaired: None, hint: None };
+        Self { finding, layer: None, image: None }
+    }
+
+    pub(crate) fn layer(id: &'static str, layer: &Layer, detail: impl Into<String>) -> Self {
+        let object = match layer.diff_id {
+            Some(diff) => format!("layer {} ({diff})", layer.id),
+            None => format!("layer {} of a {}", layer.id, layer.role.name()),
+        };
+        Self { layer: Some(layer.clone()), ..Self::new(id, object, detail) }
+    }
+
+    fn image(id: &'static str, driver: &str, image: &ImageId, detail: impl Into<String>) -> Self {
+        let found = Self::new(id, format!("image {image}"), detail);
+        Self { image: Some((driver.to_owned(), *image)), ..found }
+    }
+
+    pub(crate) fn at(mut self, path: impl std::fmt::Display) -> Self {
+        self.finding.path = Some(path.to_string());
+        self
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn told(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        out.push_str(": ");
+        out.push_str(&error.to_string());
+        next = error.source();
+    }
+    out
+}
+
+impl Store {
+    /// Compares everything in the store with everything, and with `repair` mends what can be mended. Layers are what the progress
+    /// counts.
+    ///
+    /// # Errors
+    /// The catalog cannot be read at all (then [`Store::rebuild`] helps); the file system's.
+    pub fn check(&self, repair: bool, progress: &dyn Progress) -> Result<Vec<Finding>> {
+        let unsound = self.catalog.quick_check()?;
+        let mut found: Vec<Found> = (unsound.into_iter())
+            .map(|line| Found::new(findings::CATALOG_UNSOUND, "catalog".into(), line))
+            .collect();
+        if self.read_only.is_none() {
+            let owners = self.catalog.read(intents::owners)?;
+            recovery::take_over_dead(self, &owners)?;
+        }
+        found.extend(self.check_images()?);
+        found.extend(self.check_layers(progress)?);
+        found.extend(self.check_blobs()?);
+        self.drop_removed(&mut found)?;
+        if repair && self.read_only.is_none() {
+            self.repair(&mut found)?;
+        } else {
+            found.iter_mut().for_each(advise);
+        }
+        Ok(found.into_iter().map(|found| found.finding).collect())
+    }
+
+    fn check_images(&self) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for (driver, id) in self.catalog.read(images::every)? {
+            let bytes = files::read_if_there(&self.layout.configs().join(id.digest().hex()))?;
+            match bytes {
+                None => found.push(Found::image(findings::CONFIG_LOST, &driver, &id, "its file is missing")),
+                Some(bytes) if ImageId::of(&bytes) != id => {
+                    let detail = format!("its bytes have the digest {}", ImageId::of(&bytes));
+                    found.push(Found::image(findings::CONFIG_WRONG, &driver, &id, detail));
+                }
+                Some(bytes) => found.extend(self.check_image_layers(&driver, &id, &bytes)?),
+            }
+            found.extend(self.check_image_file(&driver, &id)?);
+        }
+        Ok(found)
+    }
+
+    fn check_image_layers(&self, driver: &str, id: &ImageId, config: &[u8]) -> Result<Option<Found>> {
+        let layers = self.catalog.read(|tx| layers::of_image(tx, driver, &id.to_string()))?;
+        let have: Vec<ChainId> = layers.iter().filter_map(|layer| layer.chain_id).collect();
+        let want = match imageconfig::read(config) {
+            Ok(facts) => ChainId::chain(&facts.diff_ids),
+            Err(e) => return Ok(Some(Found::image(findings::IMAGE_LAYERS, driver, id, told(&e)))),
+        };
+        let ordered = layers.windows(2).all(|pair| pair[1].parent == Some(pair[0].id));
+        let sound = have == want && ordered && layers.iter().all(|layer| layer.state == State::Ready);
+        Ok((!sound).then(|| {
+            let detail = format!(
+                "the catalog has {} layers, the configuration {}, or in another order",
+                have.len(),
+                want.len()
+            );
+            Found::image(findings::IMAGE_LAYERS, driver, id, detail)
+        }))
+    }
+
+    /// The file beside an image. One that is only out of date was left by a kill between writing it and the commit.
+    fn check_image_file(&self, driver: &str, id: &ImageId) -> Result<Option<Found>> {
+        let folder = self.layout.images().join(driver);
+        let stale = match ImageFile::read(&folder, id) {
+            Err(e) => return Ok(Some(Found::image(findings::IMAGE_RECORD, driver, id, told(&e)))),
+            Ok(None) => {
+                return Ok(Some(Found::image(findings::IMAGE_RECORD, driver, id, "its file is missing")));
+            }
+            Ok(Some(file)) => file != self.catalog.read(|tx| ImageFile::of(tx, driver, id))?,
+        };
+        if stale && self.read_only.is_none() {
+            let _placing = crate::open::placing(&self.layout)?;
+            self.catalog.write(Durability::Normal, |tx| self.follow_image(tx, driver, id))?;
+        }
+        Ok(None)
+    }
+
+    fn check_layers(&self, progress: &dyn Progress) -> Result<Vec<Found>> {
+        let rows: Vec<Layer> =
+            self.catalog.read(layers::all)?.into_iter().filter(|layer| layer.state == State::Ready).collect();
+        let next = AtomicUsize::new(0);
+        let found = Mutex::new(Vec::new());
+        let failed = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..self.worker_count().min(rows.len()) {
+                scope.spawn(|| {
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(layer) = rows.get(index) else { return };
+                        progress.layer_started(
+                            index,
+                            &format!("layer {}", layer.id),
+                            Some(layer.usage.bytes),
+                        );
+                        let result = self.check_layer(layer);
+                        progress.layer_done(index, LayerOutcome::Shared);
+                        match (result, found.lock(), failed.lock()) {
+                            (Ok(more), Ok(mut found), _) => found.extend(more),
+                            (Err(e), _, Ok(mut failed)) => *failed = Some(e),
+                            _ => return,
+                        }
+                    }
+                });
+            }
+        });
+        if let Some(error) = failed.into_inner().unwrap_or_default() {
+            return Err(error);
+        }
+        let mut found: Vec<Found> = found.into_inner().unwrap_or_default();
+        found.sort_by_key(|found| found.layer.as_ref().map(|layer| layer.id));
+        Ok(found)
+    }
+
+    fn check_layer(&self, layer: &Layer) -> Result<Vec<Found>> {
+        let driver = self.driver_named(&layer.driver)?;
+        let mut found = Vec::new();
+        match driver.stat(layer.id) {
+            Ok(None) => {
+                found.push(Found::layer(findings::LAYER_LOST, layer, "the driver does not have it"));
+                return Ok(found);
+            }
+            Err(e) if e.kind == vellum_driver::ErrorKind::Damaged => {
+                found.push(Found::layer(findings::LAYER_STRUCTURE, layer, told(&e)));
+                return Ok(found);
+            }
+            Err(e) => return Err(e.into()),
+            Ok(Some(info)) => {
+                let kind = match layer.role {
+                    Role::Image => Some(Kind::Committed),
+                    Role::Container | Role::Save => Some(Kind::Active),
+                    Role::Snapshot => None,
+                };
+                if kind.is_some_and(|kind| kind != info.kind) || info.parent != layer.parent {
+                    let detail = format!(
+                        "the driver has it as {:?} on {:?}, the catalog as {} on {:?}",
+                        info.kind,
+                        info.parent,
+                        layer.role.name(),
+                        layer.parent
+                    );
+                    found.push(Found::layer(findings::LAYER_RELATION, layer, detail));
+                }
+            }
+        }
+        for sentence in driver.check(layer.id)? {
+            found.push(Found::layer(findings::LAYER_STRUCTURE, layer, sentence));
+        }
+        found.extend(self.check_layer_file(layer)?);
+        if layer.role == Role::Image {
+            found.extend(self.check_content(layer)?);
+        }
+        Ok(found)
+    }
+
+    fn check_layer_file(&self, layer: &Layer) -> Result<Option<Found>> {
+        let folder = self.layout.layer(&layer.driver, layer.id);
+        let bad = |detail: String| {
+            Some(
+                Found::layer(findings::LAYER_RECORD, layer, detail)
+                    .at(folder.join(LayerFile::NAME).display()),
+            )
+        };
+        Ok(match LayerFile::read(&folder) {
+            Err(e) => bad(told(&e)),
+            Ok(None) => bad("the file is missing".into()),
+            Ok(Some(file)) => {
+                let want = self.catalog.read(|tx| LayerFile::of(tx, layer))?;
+                if file.same_identity(&want) {
+                    None
+                } else {
+                    bad("it does not say what the catalog says".into())
+                }
+            }
+        })
+    }
+
+    fn check_blobs(&self) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for layer in self.catalog.read(layers::all)? {
+            let Some(digest) = layer.blob.as_ref().and_then(|blob| blob.digest) else { continue };
+            if layer.state != State::Ready {
+                continue;
+            }
+            let path = self.layout.blobs().join(digest.hex());
+            match crate::verify::digest_of(&path, digest.algorithm())? {
+                None => found
+                    .push(Found::layer(findings::BLOB_LOST, &layer, "its blob is gone").at(path.display())),
+                Some(now) if now != digest => {
+                    let detail = format!("its blob has the digest {now}");
+                    found.push(Found::layer(findings::BLOB_WRONG, &layer, detail).at(path.display()));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// What was removed or changed while it was looked at is not wrong.
+    fn drop_removed(&self, found: &mut Vec<Found>) -> Result<()> {
+        self.catalog.read(|tx| {
+            let mut keep = Vec::with_capacity(found.len());
+            for one in found.iter() {
+                let layer = match &one.layer {
+                    Some(layer) => layers::get(tx, layer.id)?
+                        .is_some_and(|now| now.state == State::Ready && now.parent == layer.parent),
+                    None => true,
+                };
+                let image = match &one.image {
+                    Some((driver, id)) => images::get(tx, driver, id)?.is_some(),
+                    None => true,
+                };
+                keep.push(layer && image);
+            }
+            let mut keep = keep.into_iter();
+            found.retain(|_| keep.next().unwrap_or(true));
+            Ok(())
+        })
+    }
+}
+
+/// What the user can do about a finding that was not repaired.
+pub(crate) fn advise(found: &mut Found) {
+    if found.finding.repaired.is_some() || found.finding.hint.is_some() {
+        return;
+    }
+    let kept = found.layer.as_ref().is_some_and(|layer| layer.blob.is_some());
+    let repairable = matches!(
+        found.finding.id,
+        findings::LAYER_RECORD
+            | findings::IMAGE_RECORD
+            | findings::BLOB_LOST
+            | findings::BLOB_WRONG
+            | findings::CATALOG_UNSOUND
+    );
+    let hint = match &found.layer {
+        _ if repairable => "`vellum check --repair` mends it",
+        Some(_) if kept => "`vellum check --repair` unpacks it again from its kept blob",
+        Some(layer) if layer.role != Role::Image => "there is no second copy of a container's own files",
+        _ => "remove the image and load it again",
+    };
+    found.finding.hint = Some(hint.to_owned());
+}

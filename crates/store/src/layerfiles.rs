@@ -1,0 +1,218 @@
+//! What the store keeps on disk beside the catalog, so that the catalog can be rebuilt.
+//!
+//! ```text
+//! layers/<driver>/<id>/layer.json   what the row of the layer says, and whose it is
+//! layers/<driver>/<id>/manifest     what the layer put on disk: what `check` compares the disk with
+//! layers/<driver>/<id>/recipe       what gives the tar back
+//! config/<hex>                      an image's configuration, byte for byte
+//! images/<driver>/<hex>.json        an image's names, layers and manifest
+//! ```
+//!
+//! The catalog is the truth; these follow it. They are on the disk before the row is, so that a store after a power cut is whole.
+//! An image's file is written inside the transaction that changes its rows: a kill in between leaves a file that is a
+//! moment ahead, and the next change, or `check`, writes it anew.
+
+use crate::catalog::layers::{Layer, Role};
+use crate::catalog::{containers, images, layers, snapshots};
+use crate::{BlobFacts, Code, Error, Result, SnapshotKind, Store, files};
+use jiff::Timestamp;
+use rusqlite::Transaction;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use vellum_archive::target::Usage;
+use vellum_types::{ChainId, ContainerId, ContainerName, DiffId, Digest, ImageId, ImageName, LayerId};
+
+/// `layer.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LayerFile {
+    pub(crate) id: LayerId,
+    pub(crate) role: Role,
+    pub(crate) parent: Option<LayerId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) chain_id: Option<ChainId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) diff_id: Option<DiffId>,
+    pub(crate) usage: Usage,
+    pub(crate) tar_size: u64,
+    /// The digest of the file `recipe`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) recipe: Option<Digest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) blob: Option<BlobFile>,
+    pub(crate) created: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) container: Option<ContainerFile>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) snapshot: Option<SnapshotFile>,
+}
+
+/// The blob a layer came in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BlobFile {
+    pub(crate) digest: Digest,
+    pub(crate) size: Option<u64>,
+    pub(crate) media_type: Option<String>,
+}
+
+/// Whose layer it is, of a container's and of a save point's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContainerFile {
+    pub(crate) id: ContainerId,
+    pub(crate) name: Option<ContainerName>,
+    pub(crate) image: ImageId,
+    pub(crate) created: Timestamp,
+    /// The save point's name, if it is one.
+    pub(crate) save_point: Option<ContainerName>,
+}
+
+/// Whose layer it is, of a front end's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotFile {
+    pub(crate) namespace: String,
+    pub(crate) key: String,
+    pub(crate) kind: SnapshotKind,
+    pub(crate) parent: Option<String>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) created: Timestamp,
+}
+
+/// `images/<driver>/<hex>.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageFile {
+    pub(crate) id: ImageId,
+    pub(crate) names: Vec<ImageName>,
+    pub(crate) layers: Vec<ChainId>,
+    pub(crate) added: Timestamp,
+    /// JSON text, as it came.
+    pub(crate) manifest: Option<String>,
+}
+
+impl BlobFile {
+    pub(crate) fn of(facts: Option<&BlobFacts>) -> Option<Self> {
+        let facts = facts?;
+        Some(Self { digest: facts.digest?, size: facts.size, media_type: facts.media_type.clone() })
+    }
+
+    pub(crate) fn facts(&self) -> BlobFacts {
+        BlobFacts { digest: Some(self.digest), size: self.size, media_type: self.media_type.clone() }
+    }
+}
+
+impl LayerFile {
+    pub(crate) const NAME: &'static str = "layer.json";
+
+    /// What a row and its relations say.
+    pub(crate) fn of(tx: &Transaction<'_>, layer: &Layer) -> Result<Self> {
+        let container = match containers::holder(tx, layer.id)? {
+            None => None,
+            Some((id, save_point)) => {
+                let row = containers::get(tx, &id)?;
+                Some(ContainerFile { id, name: row.name, image: row.image, created: row.created, save_point })
+            }
+        };
+        let snapshot = match snapshots::holder(tx, layer.id)? {
+            None => None,
+            Some((namespace, key)) => {
+                let row = snapshots::get(tx, &namespace, &key)?;
+                Some(SnapshotFile {
+                    namespace,
+                    key,
+                    kind: row.kind,
+                    parent: row.parent,
+                    labels: row.labels,
+                    created: row.created,
+                })
+            }
+        };
+        Ok(Self {
+            id: layer.id,
+            role: layer.role,
+            parent: layer.parent,
+            chain_id: layer.chain_id,
+            diff_id: layer.diff_id,
+            usage: layer.usage,
+            tar_size: layer.tar_size,
+            recipe: layer.recipe,
+            blob: BlobFile::of(layer.blob.as_ref()),
+            created: layer.created,
+            container,
+            snapshot,
+        })
+    }
+
+    /// `None` if there is no such file.
+    pub(crate) fn read(folder: &Path) -> Result<Option<Self>> {
+        read_json(&folder.join(Self::NAME))
+    }
+
+    /// Replaces the file; on the disk with the caller's next barrier.
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
+        files::replace(folder, Self::NAME, &json(self)?)
+    }
+
+    /// What `check` compares: usage of a writable layer moves on, and the file does not follow.
+    pub(crate) fn same_identity(&self, other: &Self) -> bool {
+        let mut a = self.clone();
+        a.usage = other.usage;
+        a.created = other.created;
+        a == *other
+    }
+}
+
+impl ImageFile {
+    /// What the rows say.
+    pub(crate) fn of(tx: &Transaction<'_>, driver: &str, id: &ImageId) -> Result<Self> {
+        let text = id.to_string();
+        let layers = layers::of_image(tx, driver, &text)?;
+        Ok(Self {
+            id: *id,
+            names: images::names_of(tx, driver, &text)?,
+            layers: layers.iter().filter_map(|layer| layer.chain_id).collect(),
+            added: images::added(tx, driver, id)?.unwrap_or_else(Timestamp::now),
+            manifest: images::manifest(tx, driver, id)?.and_then(|bytes| String::from_utf8(bytes).ok()),
+        })
+    }
+
+    pub(crate) fn name(id: &ImageId) -> String {
+        format!("{}.json", id.digest().hex())
+    }
+
+    pub(crate) fn read(folder: &Path, id: &ImageId) -> Result<Option<Self>> {
+        read_json(&folder.join(Self::name(id)))
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Some(bytes) = files::read_if_there(path)? else { return Ok(None) };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|e| Error::caused(Code::Damaged, "read the store's record", e).object(path.display()))
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(value).map_err(|e| Error::caused(Code::System, "write a record", e))
+}
+
+impl Store {
+    /// Makes the file of an image follow its rows, inside the transaction that changes them (so that two that change the same
+    /// image write in the order in which they commit).
+    pub(crate) fn follow_image(&self, tx: &Transaction<'_>, driver: &str, id: &ImageId) -> Result<()> {
+        let folder = self.layout.images().join(driver);
+        if images::get(tx, driver, id)?.is_none() {
+            return files::remove_any(&folder.join(ImageFile::name(id)));
+        }
+        crate::layout::make_folder(&folder)?;
+        files::publish(&folder, &ImageFile::name(id), &json(&ImageFile::of(tx, driver, id)?)?)
+    }
+
+    /// Makes the folder beside a new layer. After a power cut ids may be handed out again, so what is there belongs to nobody.
+    pub(crate) fn make_layer_folder(&self, driver: &str, id: LayerId) -> Result<std::path::PathBuf> {
+        let folder = self.layout.layer(driver, id);
+        if std::fs::symlink_metadata(&folder).is_ok() {
+            files::remove_any(&folder)?;
+        }
+        crate::layout::make_folder(&folder)?;
+        Ok(folder)
+    }
+}

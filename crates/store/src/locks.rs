@@ -1,0 +1,153 @@
+//! The locks of a store: who may do what at the same time, and who lives.
+//!
+//! All are flock(2) locks, which the kernel lets go when their holder dies, however it dies.
+//! Taken in this order, never the other way:
+//!
+//! | lock | held shared by | held exclusively by |
+//! |---|---|---|
+//! | `store` | every open store | `reset`, and the repair that replaces the catalog |
+//! | a layer's folder `layers/<driver>/<id>` | what works on a container: mount, diff, commit, save | what changes which layer it has or takes it away |
+//! | `owner-<hex>` | (asked for only) | one operation that has intents, as long as it lives |
+//! | `sweep` | who moves a file in place that no row names yet | who deletes files that no row names |
+//! | `write` | (nobody) | the catalog's writer: a fair queue in front of SQLite's own lock |
+//! | `trash` | (nobody) | who empties the trash |
+
+use crate::layout::Layout;
+use crate::{Code, Error, Result};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use vellum_sys::lock::{FileLock, is_held};
+
+/// The number of an operation that has intents in the catalog. Random, so never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct OwnerId(pub(crate) i64);
+
+impl OwnerId {
+    fn file_name(self) -> String {
+        format!("owner-{:016x}", self.0)
+    }
+}
+
+/// An operation at work: its lock says that it lives.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    pub(crate) id: OwnerId,
+    path: PathBuf,
+    _lock: FileLock,
+}
+
+impl Owner {
+    /// Announces an operation.
+    pub(crate) fn announce(layout: &Layout) -> Result<Self> {
+        loop {
+            let bytes = vellum_sys::random::bytes::<8>()
+                .map_err(|e| Error::io("draw a random number", "getrandom", e))?;
+            let id = OwnerId(i64::from_le_bytes(bytes) & i64::MAX);
+            let path = layout.lock(&id.file_name());
+            let failed = |e| Error::io("take the lock", &path, e);
+            let lock = FileLock::exclusive(&path).map_err(failed)?;
+            // A sweep may have removed the file between its making and its locking.
+            if is_same_file(lock.file(), &path) {
+                return Ok(Self { id, path, _lock: lock });
+            }
+        }
+    }
+}
+
+impl Drop for Owner {
+    /// Nobody waits on this lock, and its name never comes back, so the file can go.
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn is_same_file(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    match (file.metadata(), path.symlink_metadata()) {
+        (Ok(a), Ok(b)) => a.ino() == b.ino() && a.dev() == b.dev(),
+        _ => false,
+    }
+}
+
+/// Whether the operation still lives.
+pub(crate) fn lives(layout: &Layout, owner: OwnerId) -> Result<bool> {
+    let path = layout.lock(&owner.file_name());
+    is_held(&path).map_err(|e| Error::io("ask for the lock", path, e))
+}
+
+/// Removes the lock files of operations that died, and gives their number.
+pub(crate) fn remove_dead_owners(layout: &Layout, dry_run: bool) -> Result<Vec<String>> {
+    let mut dead = Vec::new();
+    for entry in crate::files::entries(&layout.locks())? {
+        let Some(name) = entry.name.strip_prefix("owner-").filter(|hex| hex.len() == 16) else { continue };
+        let path = layout.locks().join(&entry.name);
+        if i64::from_str_radix(name, 16).is_err() || is_held(&path).unwrap_or(true) {
+            continue;
+        }
+        // Locked while it is removed: whoever made it a moment ago and waits for the lock sees that it is gone.
+        let Ok(Some(_lock)) = FileLock::try_exclusive(&path) else { continue };
+        if !dry_run {
+            let _ = std::fs::remove_file(&path);
+        }
+        dead.push(entry.name);
+    }
+    Ok(dead)
+}
+
+/// How a lock on a layer's folder is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Along with others.
+    Shared,
+    /// Alone; waits a few seconds for others to finish.
+    Alone,
+}
+
+/// A held lock on a layer's folder.
+#[derive(Debug)]
+pub(crate) struct LayerLock {
+    _file: File,
+}
+
+/// How long an operation that must be alone waits for others.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl LayerLock {
+    /// Locks the folder; `None` when there is no such folder (any more).
+    pub(crate) fn take(folder: &Path, hold: Hold) -> Result<Option<Self>> {
+        use rustix::fs::{FlockOperation as Op, flock};
+        let failed = |e: std::io::Error| Error::io("lock the layer", folder, e);
+        let file = match File::open(folder) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        match hold {
+            Hold::Shared => {
+                rustix::io::retry_on_intr(|| flock(&file, Op::LockShared)).map_err(|e| failed(e.into()))?;
+            }
+            Hold::Alone => {
+                let until = Instant::now() + PATIENCE;
+                loop {
+                    match flock(&file, Op::NonBlockingLockExclusive) {
+                        Ok(()) => break,
+                        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+                        Err(e) => return Err(failed(e.into())),
+                    }
+                    if Instant::now() > until {
+                        return Err(Error::new(
+                            Code::InUse,
+                            "lock the layer",
+                            "another operation works on the container",
+                        )
+                        .object(folder.display())
+                        .with_hint("wait until it has finished"));
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        Ok(is_same_file(&file, folder).then_some(Self { _file: file }))
+    }
+}

@@ -1,0 +1,86 @@
+//! Taking a store off the disk whole, sound or not.
+//!
+//! 1. Lock `store` alone: no other process has it open.
+//! 2. Everything mounted is unmounted, lazily; each driver lets go of what it holds, and removes its layers.
+//! 3. The root's content is deleted, the identity last, so that an interrupted reset can be called again.
+
+use crate::layout::Layout;
+use crate::open::Identity;
+use crate::{Code, Error, OpenOptions, Result, Store, drivers, files, trash};
+use vellum_mount::Mounter;
+use vellum_sys::lock::FileLock;
+
+impl Store {
+    /// Takes the store off the disk, damaged ones too: unmounts, deletes, forgets.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; [`Code::InUse`] while another process has it open; the file system's.
+    pub fn reset(options: &OpenOptions) -> Result<()> {
+        let layout = Layout::new(
+            std::path::absolute(&options.root).map_err(|e| Error::io("find the folder", &options.root, e))?,
+        );
+        if !crate::open::is_store(&layout) {
+            return Err(Error::new(Code::NotFound, "reset the store", "there is none")
+                .object(layout.root().display()));
+        }
+        crate::layout::make_folder(&layout.locks())?;
+        let path = layout.lock("store");
+        let lock = FileLock::try_exclusive(&path).map_err(|e| Error::io("take the lock", &path, e))?;
+        let Some(_lock) = lock else {
+            return Err(Error::new(Code::InUse, "reset the store", "another process has it open")
+                .object(layout.root().display())
+                .with_hint("end that process first"));
+        };
+        if let Some(identity) = Identity::read(&layout).ok().flatten() {
+            let runtime = match &options.runtime {
+                Some(runtime) => runtime.clone(),
+                None => vellum_mount::runtime_folder(&identity.uuid).map_err(Error::from)?,
+            };
+            unmount(&layout, &runtime)?;
+            remove_layers(&layout, &identity)?;
+            files::remove_any(&runtime)?;
+        }
+        crate::faults::point("store.reset.unmounted")?;
+        let last = [".", "locks", "store.json"];
+        for entry in files::entries(layout.root())? {
+            if !last.contains(&entry.name.as_str()) {
+                files::remove_any(&layout.root().join(entry.name))?;
+            }
+        }
+        crate::faults::point("store.reset.deleted")?;
+        files::remove_any(&layout.root().join("store.json"))?;
+        files::remove_any(&layout.locks())?;
+        // It stays when it is a mountpoint, or when somebody keeps other things there.
+        let _ = std::fs::remove_dir(layout.root());
+        Ok(())
+    }
+}
+
+fn unmount(layout: &Layout, runtime: &std::path::Path) -> Result<()> {
+    let mounter = Mounter::new(runtime.to_owned(), layout.mountpoints()).map_err(Error::from)?;
+    for record in mounter.list().map_err(Error::from)? {
+        let _ = mounter.release_all(record.layer, true).map_err(Error::from)?;
+    }
+    let _ = mounter.sweep().map_err(Error::from)?;
+    Ok(())
+}
+
+/// Layers may be more than folders (subvolumes, datasets), so the drivers remove them.
+fn remove_layers(layout: &Layout, identity: &Identity) -> Result<()> {
+    for entry in files::entries(&layout.layers())? {
+        let Ok(factory) = drivers::factory(&entry.name) else { continue };
+        // A driver that does not work here any more has left folders at most.
+        let Ok(driver) = drivers::open(layout, factory.name(), identity.config()) else { continue };
+        let trash = layout.trash().join(factory.name());
+        let mut ids = Vec::new();
+        driver.walk(&mut |id, _| {
+            ids.push(id);
+            Ok(())
+        })?;
+        for id in ids {
+            let _ = driver.remove(id, &trash)?;
+        }
+        driver.cleanup()?;
+    }
+    trash::work(layout.root())
+}

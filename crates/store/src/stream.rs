@@ -1,0 +1,393 @@
+//! New layers from trees: commit and import. And trees as tars: export, and a layer's own tar again.
+//!
+//! **Commit** (a container becomes an image; it may be mounted and go on writing, as with `docker commit --pause=false`)
+//! 1. Intent: a layer `staging`, without digest. The container's folder is held shared.
+//! 2. One thread has the driver tell the differences and writes them as a tar into a pipe; the other applies what comes out to
+//!    the new layer, which gives digest, recipe and manifest on the way.
+//! 3. The layer is joined to the container's parent. The new configuration is put in place.
+//! 4. Barrier; one durable transaction makes the layer ready and records the image. When there is a layer of the same chain ID
+//!    already, that one is used, and the new one goes.
+//!
+//! **Import** does the same with a tar that is given, or that is written of a folder, and no parent.
+
+use crate::catalog::layers::{Role, State};
+use crate::catalog::{Durability, images, intents, layers};
+use crate::containers::layer_file;
+use crate::faults::point;
+use crate::load::{Filled, NewNames, apply_stream, record_image};
+use crate::locks::{Hold, Owner};
+use crate::{
+    Code, CommitOptions, Error, ImportSource, LayerOutcome, LeftOut, LoadReport, Progress, Result, Store,
+    files, imageconfig,
+};
+use jiff::Timestamp;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+use vellum_archive::compression::Decoder;
+use vellum_archive::tree::{Form, Visit, walk};
+use vellum_archive::write::TarWriter;
+use vellum_driver::{Ability, Change, CreateSpec, DiffEntry, DiffSink};
+use vellum_types::{ChainId, ContainerId, DiffId, ImageId, ImageName, LayerId};
+
+/// The layers that a new one is put on.
+struct Below {
+    /// Of the new layer's image, the base first.
+    layers: Vec<LayerId>,
+    chain: Option<ChainId>,
+}
+
+impl Below {
+    fn top(&self) -> Option<LayerId> {
+        self.layers.last().copied()
+    }
+}
+
+/// A layer that is unpacked and joined, and waits to be recorded.
+struct Staged {
+    id: LayerId,
+    filled: Filled,
+    /// Of the root, opened before the first write.
+    barrier: OwnedFd,
+}
+
+/// Writes differences as a layer's tar.
+struct TarSink<W: Write>(TarWriter<W>);
+
+impl<W: Write> DiffSink for TarSink<W> {
+    fn entry(&mut self, entry: &DiffEntry<'_>) -> vellum_driver::Result<()> {
+        let failed = |e: vellum_archive::write::WriteError| {
+            let mut error =
+                vellum_driver::Error::system("write the archive", std::io::Error::from(e.source.kind()));
+            error.source = Some(Box::new(e));
+            error
+        };
+        match (entry.change, entry.node) {
+            (Change::Deleted, _) | (_, None) => self.0.whiteout(entry.path).map_err(failed),
+            (_, Some(node)) => self.0.node(entry.path, node).map(drop).map_err(failed),
+        }
+    }
+}
+
+impl Store {
+    /// Makes an image of what a container has: its image and one more layer. What is reported is durable.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; [`Code::Full`]; a change of the configuration that is not understood; the driver's.
+    pub fn commit(&self, container: &ContainerId, options: &CommitOptions) -> Result<ImageId> {
+        let (row, _lock) = self.locked(container, Hold::Shared)?;
+        let driver = self.driver_named(&row.driver)?;
+        if driver.name() != self.driver.name() {
+            return Err(Error::new(
+                Code::Unsupported,
+                "commit the container",
+                format!(
+                    "the driver '{}' keeps it, and the store is opened with '{}'",
+                    row.driver,
+                    self.driver.name()
+                ),
+            )
+            .with_hint(format!("use --driver {}", row.driver)));
+        }
+        self.check_floor("commit the container")?;
+        let parent_config = self.read_config(&row.image)?;
+        // What is wrong with the changes is found before the work.
+        let probe: DiffId = vellum_types::Digest::sha256(b"").into();
+        imageconfig::committed(Some(&parent_config), &probe, Timestamp::now(), options)?;
+        let below = self.chain_of(row.parent)?;
+        let name: Vec<ImageName> = options.name.clone().into_iter().collect();
+        point("store.commit.begin")?;
+        self.operate(|owner| {
+            let staged = self.stage_tree(owner, &below, |out| {
+                let mut sink = TarSink(TarWriter::new(out));
+                driver.diff(row.layer, row.parent, &self.mounter, &mut sink)?;
+                finish_tar(sink.0)
+            })?;
+            let config =
+                |diff: &DiffId| imageconfig::committed(Some(&parent_config), diff, Timestamp::now(), options);
+            self.record_staged(owner, staged, &below, &name, config).map(|(id, _)| id)
+        })
+    }
+
+    /// Makes an image of one layer of a tar or a folder.
+    ///
+    /// # Errors
+    /// [`Code::Invalid`]: the archive is wrong; [`Code::Full`]; the file system's.
+    pub fn import(
+        &self,
+        source: ImportSource<'_>,
+        name: Option<&ImageName>,
+        progress: &dyn Progress,
+    ) -> Result<LoadReport> {
+        self.check_floor("import the tree")?;
+        let below = Below { layers: Vec::new(), chain: None };
+        let names: Vec<ImageName> = name.cloned().into_iter().collect();
+        point("store.import.begin")?;
+        progress.layer_started(0, "import", None);
+        self.operate(|owner| {
+            let staged = match source {
+                ImportSource::Tar(input) => self.stage(owner, &below, |id| {
+                    let decoder = Decoder::new(Counted { input, progress })
+                        .map_err(|e| Error::caused(Code::Invalid, "decompress the archive", e))?;
+                    apply_stream(self, id, &mut BufReader::with_capacity(256 << 10, decoder))
+                })?,
+                ImportSource::Folder(folder) => {
+                    let form = self.plain_form();
+                    self.stage_tree(owner, &below, |out| write_folder(&folder, form, out))?
+                }
+            };
+            let diff_id = staged.filled.diff_id;
+            let bytes_unpacked = staged.filled.tar_size;
+            let left_out = (staged.filled.left_out.iter())
+                .map(|(path, why)| LeftOut { diff_id, path: path.clone(), reason: why.clone() })
+                .collect();
+            let config = |diff: &DiffId| imageconfig::imported(diff, Timestamp::now(), "imported by vellum");
+            let (id, shared) = self.record_staged(owner, staged, &below, &names, config)?;
+            progress.layer_done(0, if shared { LayerOutcome::Shared } else { LayerOutcome::Unpacked });
+            Ok(LoadReport {
+                id,
+                names: names.clone(),
+                layers_new: usize::from(!shared),
+                layers_shared: usize::from(shared),
+                bytes_unpacked,
+                left_out,
+            })
+        })
+    }
+
+    /// Writes a container's whole tree as a tar.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; the driver's; what `out` returns.
+    pub fn export(&self, container: &ContainerId, out: &mut dyn Write) -> Result<()> {
+        let (row, _lock) = self.locked(container, Hold::Shared)?;
+        let driver = self.driver_named(&row.driver)?;
+        let mut sink = TarSink(TarWriter::new(BufWriter::with_capacity(256 << 10, out)));
+        driver.diff(row.layer, None, &self.mounter, &mut sink)?;
+        finish_tar(sink.0)
+    }
+
+    fn plain_form(&self) -> Form {
+        Form { xattrs: self.identity.xattrs, rootless: false, raw: false }
+    }
+
+    /// The image layers from `top` down, the base first.
+    fn chain_of(&self, top: Option<LayerId>) -> Result<Below> {
+        self.catalog.read(|tx| {
+            let mut below = Below { layers: Vec::new(), chain: None };
+            let mut next = top;
+            while let Some(id) = next {
+                let layer = layers::get(tx, id)?.ok_or_else(|| Error::not_found("layer", id))?;
+                below.chain = below.chain.or(layer.chain_id);
+                below.layers.push(id);
+                next = layer.parent;
+            }
+            below.layers.reverse();
+            Ok(below)
+        })
+    }
+
+    /// Makes a layer of what `write` writes as a tar.
+    fn stage_tree(
+        &self,
+        owner: &Owner,
+        below: &Below,
+        write: impl FnOnce(&mut dyn Write) -> Result<()> + Send,
+    ) -> Result<Staged> {
+        self.stage(owner, below, |id| {
+            let (mut reader, writer) = std::io::pipe().map_err(|e| Error::io("make a pipe", "pipe", e))?;
+            std::thread::scope(|scope| {
+                let writer = scope.spawn(move || {
+                    let mut out = BufWriter::with_capacity(256 << 10, writer);
+                    write(&mut out)?;
+                    out.flush().map_err(|e| Error::io("write the archive", "pipe", e))
+                });
+                let applied = apply_stream(self, id, &mut reader);
+                // A writer that waits for room in the pipe must not wait for ever.
+                drop(reader);
+                let written = writer.join().unwrap_or_else(|_| {
+                    Err(Error::new(Code::System, "write the archive", "the thread that read the tree failed"))
+                });
+                // One that failed cuts the archive short, so its error is the cause of the other; unless it only saw the pipe close.
+                match (written, applied) {
+                    (Err(_), Err(e)) if e.code() == Code::Full => Err(e),
+                    (Err(e), _) => Err(e),
+                    (Ok(()), applied) => applied,
+                }
+            })
+        })
+    }
+
+    /// Makes a layer that `fill` fills, and joins it to the one below.
+    fn stage(
+        &self,
+        owner: &Owner,
+        below: &Below,
+        fill: impl FnOnce(LayerId) -> Result<Filled>,
+    ) -> Result<Staged> {
+        let driver = self.driver.name();
+        let barrier = crate::layout::open_folder(self.layout.root())?;
+        let id = self.catalog.write(Durability::Normal, |tx| {
+            if let Some(top) = below.top() {
+                intents::pin(tx, owner.id, top)?;
+            }
+            layers::stage(tx, driver, Role::Image, owner.id, None, None)
+        })?;
+        point("store.stage.intent")?;
+        self.make_layer_folder(driver, id)?;
+        let parallel = self.driver.capabilities().has(Ability::ParallelUnpack);
+        let parent = if parallel { None } else { below.top() };
+        self.create_layer(id, &CreateSpec { parent, view: false, options: &[] })?;
+        let filled = fill(id)?;
+        point("store.stage.filled")?;
+        let _ = self.driver.commit(id, below.top(), &filled.finished.joints)?;
+        point("store.stage.joined")?;
+        Ok(Staged { id, filled, barrier })
+    }
+
+    /// Records a staged layer and the image of it. Whether a layer of the same chain ID was used instead.
+    fn record_staged(
+        &self,
+        owner: &Owner,
+        staged: Staged,
+        below: &Below,
+        names: &[ImageName],
+        config: impl FnOnce(&DiffId) -> Result<Vec<u8>>,
+    ) -> Result<(ImageId, bool)> {
+        let driver = self.driver.name();
+        let diff_id = staged.filled.diff_id;
+        let chain_id = ChainId::of(below.chain.as_ref(), &diff_id);
+        let config = config(&diff_id)?;
+        let facts = imageconfig::read(&config)?;
+        let id = ImageId::of(&config);
+        let mut file = layer_file(staged.id, Role::Image, below.top(), Timestamp::now(), None);
+        file.chain_id = Some(chain_id);
+        file.diff_id = Some(diff_id);
+        file.usage = staged.filled.finished.usage;
+        file.recipe = Some(staged.filled.recipe);
+        file.tar_size = staged.filled.tar_size;
+        let folder = self.layout.layer(driver, staged.id);
+        file.write(&folder)?;
+        let _placing = crate::open::placing(&self.layout)?;
+        self.place_config(&id, &config)?;
+        point("store.stage.written")?;
+        self.sync_staged(&staged, &folder)?;
+        point("store.stage.synced")?;
+        let (unused, shared) = loop {
+            let recorded = self.catalog.write(Durability::Full, |tx| {
+                let there = layers::by_chain(tx, driver, &chain_id)?;
+                let (top, unused) = match &there {
+                    Some(layer) if layer.state == State::Ready => {
+                        let own = layers::get(tx, staged.id)?;
+                        intents::abandon(tx, staged.id, owner.id)?;
+                        (layer.id, own)
+                    }
+                    Some(layer) => {
+                        let alive =
+                            layer.owner.map_or(Ok(false), |o| crate::locks::lives(&self.layout, o))?;
+                        if alive {
+                            return Ok(None);
+                        }
+                        intents::abandon(tx, layer.id, owner.id)?;
+                        self.finish_row(tx, &staged, below, &chain_id)?;
+                        (staged.id, there.clone())
+                    }
+                    None => {
+                        self.finish_row(tx, &staged, below, &chain_id)?;
+                        (staged.id, None)
+                    }
+                };
+                let layers: Vec<LayerId> = below.layers.iter().copied().chain([top]).collect();
+                let image = images::NewImage {
+                    driver,
+                    id,
+                    created: facts.created,
+                    platform: facts.platform.as_ref(),
+                    manifest: None,
+                    added: Timestamp::now(),
+                    layers: &layers,
+                };
+                record_image(self, tx, &image, NewNames(names))?;
+                intents::unpin(tx, owner.id)?;
+                Ok(Some((unused, top != staged.id)))
+            })?;
+            match recorded {
+                Some(recorded) => break recorded,
+                // Another operation unpacks the same layer; it is ready in a moment, or it fails.
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        point("store.stage.done")?;
+        self.finish_removal(unused.as_slice())?;
+        if unused.is_some() {
+            self.empty_trash_later();
+        }
+        Ok((id, shared))
+    }
+
+    fn finish_row(
+        &self,
+        tx: &rusqlite::Transaction<'_>,
+        staged: &Staged,
+        below: &Below,
+        chain_id: &ChainId,
+    ) -> Result<()> {
+        layers::finish(
+            tx,
+            &layers::Finish {
+                id: staged.id,
+                parent: below.top(),
+                chain: Some((chain_id, &staged.filled.diff_id)),
+                usage: staged.filled.finished.usage,
+                tar_size: staged.filled.tar_size,
+                recipe: Some(&staged.filled.recipe),
+                blob: None,
+            },
+        )
+    }
+
+    /// A small layer is synced file by file: the whole file system may have much more to write than this.
+    fn sync_staged(&self, staged: &Staged, folder: &Path) -> Result<()> {
+        if staged.filled.finished.usage.inodes <= crate::savepoints::FEW_INODES {
+            self.driver.sync(staged.id)?;
+            return files::sync_folder(folder, &["layer.json", "manifest", "recipe"]);
+        }
+        files::barrier(&staged.barrier, self.layout.root())
+    }
+}
+
+/// Ends an archive.
+fn finish_tar<W: Write>(writer: TarWriter<W>) -> Result<()> {
+    let failed = |e: std::io::Error| Error::caused(crate::error::code_of(&e), "write the archive", e);
+    writer.finish().and_then(|mut out| out.flush()).map_err(failed)
+}
+
+/// A folder as a tar, entries sorted by name.
+fn write_folder(folder: &Path, form: Form, out: &mut dyn Write) -> Result<()> {
+    use std::os::fd::AsFd as _;
+    let root = crate::layout::open_folder(folder)?;
+    let mut writer = TarWriter::new(out);
+    walk(root.as_fd(), form, &mut |path, node| {
+        writer.node(path, node).map_err(std::io::Error::other)?;
+        Ok(Visit::Enter)
+    })
+    .map_err(|e| Error::caused(Code::System, "read the folder", e).object(folder.display()))?;
+    finish_tar(writer)
+}
+
+/// Tells how much was read.
+struct Counted<'a> {
+    input: Box<dyn Read + Send + 'a>,
+    progress: &'a dyn Progress,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let got = self.input.read(buffer)?;
+        if got > 0 {
+            self.progress.bytes(0, got as u64);
+        }
+        Ok(got)
+    }
+}

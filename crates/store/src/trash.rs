@@ -1,0 +1,96 @@
+//! The trash: what was removed and is not deleted yet.
+//!
+//! ```text
+//! ROOT/trash/<driver>/<id>-…     moved here by the driver's `remove`, deleted by its `purge`
+//! ```
+//!
+//! Deleting a layer of a hundred thousand files takes seconds, and on ext4 it slows down whoever creates files at the same time.
+//! So a removal only renames, and a worker deletes later: a process of its own, detached, with idle priority, one at a time
+//! (`locks/trash`).
+//!
+//! 1. A remover renames into the trash, then looks at `locks/trash`. When nobody holds it, it starts a worker.
+//! 2. The worker takes the lock, or ends. It deletes until the trash is empty.
+//! 3. It lets the lock go and looks once more: who renamed between its last look and that moment saw the lock held and
+//!    started nobody.
+
+use crate::layout::Layout;
+use crate::open::Identity;
+use crate::{Error, Result, Store, drivers, files};
+use std::path::Path;
+use vellum_sys::lock::{FileLock, is_held};
+
+/// Empties the trash of the store at `root`, unless somebody is at it. For the detached worker.
+///
+/// # Errors
+/// The file system's. What could not be deleted stays, and is tried again by the next worker.
+pub fn work(root: &Path) -> Result<()> {
+    let layout = Layout::new(root);
+    let lock_path = layout.lock("trash");
+    let failed = |e| Error::io("take the lock", &lock_path, e);
+    loop {
+        let Some(lock) = take(&lock_path).map_err(failed)? else { return Ok(()) };
+        let deleted = empty(&layout)?;
+        drop(lock);
+        if deleted == 0 || list(&layout)?.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+/// Asking whether a lock is held takes it for a moment, so one refusal proves nothing.
+fn take(path: &Path) -> std::io::Result<Option<FileLock>> {
+    for _ in 0..5 {
+        if let Some(lock) = FileLock::try_exclusive(path)? {
+            return Ok(Some(lock));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(3));
+    }
+    Ok(None)
+}
+
+/// What waits in the trash: (driver, name).
+pub(crate) fn list(layout: &Layout) -> Result<Vec<(String, String)>> {
+    let mut out = Vec::new();
+    for driver in files::entries(&layout.trash())? {
+        for entry in files::entries(&layout.trash().join(&driver.name))? {
+            out.push((driver.name.clone(), entry.name));
+        }
+    }
+    Ok(out)
+}
+
+fn empty(layout: &Layout) -> Result<usize> {
+    let Some(identity) = Identity::read(layout)? else { return Ok(0) };
+    let mut deleted = 0;
+    let mut first_error = None;
+    for (driver, name) in list(layout)? {
+        let path = layout.trash().join(&driver).join(&name);
+        let purged = match drivers::factory(&driver) {
+            Ok(_) => drivers::open(layout, &driver, identity.config())
+                .and_then(|driver| driver.purge(&path).map_err(Error::from)),
+            Err(_) => files::remove_any(&path),
+        };
+        match purged.and_then(|()| crate::faults::point("store.trash.purged")) {
+            Ok(()) => deleted += 1,
+            Err(e) => first_error = first_error.or(Some(e)),
+        }
+    }
+    first_error.map_or(Ok(deleted), Err)
+}
+
+impl Store {
+    /// Has the trash emptied: by a worker if there is a way to start one, else now.
+    pub(crate) fn empty_trash_later(&self) {
+        if self.read_only.is_some() || is_held(&self.layout.lock("trash")).unwrap_or(true) {
+            return;
+        }
+        if !list(&self.layout).is_ok_and(|entries| !entries.is_empty()) {
+            return;
+        }
+        // What cannot be deleted now is tried again by the next removal and by `gc`; for the catalog it is gone.
+        let _ = match &self.worker {
+            Some(arguments) => vellum_sys::detach::spawn(arguments).is_ok(),
+            None => work(self.layout.root()).is_ok(),
+        };
+    }
+}

@@ -1,0 +1,255 @@
+//! Images made in memory, and stores that clean up after themselves.
+#![allow(dead_code, unreachable_pub, reason = "every test binary uses some of it")]
+
+use std::io::{Cursor, Read, Write};
+use std::path::{Path, PathBuf};
+use vellum_archive::compression::{Compression, Encoder};
+use vellum_store::*;
+use vellum_types::{DiffId, Digest, ImageName};
+
+/// A layer's tar, written entry by entry.
+#[derive(Default, Clone)]
+pub struct Tar(Vec<u8>);
+
+impl Tar {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn entry(mut self, name: &str, kind: u8, mode: u32, link: &str, data: &[u8]) -> Self {
+        let mut header = [0u8; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..108].copy_from_slice(format!("{mode:07o}\0").as_bytes());
+        header[108..116].copy_from_slice(b"0000000\0");
+        header[116..124].copy_from_slice(b"0000000\0");
+        header[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
+        header[136..148].copy_from_slice(b"14000000000\0");
+        header[148..156].copy_from_slice(b"        ");
+        header[156] = kind;
+        header[157..157 + link.len()].copy_from_slice(link.as_bytes());
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        self.0.extend_from_slice(&header);
+        self.0.extend_from_slice(data);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
+    pub fn dir(self, name: &str) -> Self {
+        self.entry(&format!("{name}/"), b'5', 0o755, "", b"")
+    }
+
+    pub fn file(self, name: &str, data: &[u8]) -> Self {
+        self.entry(name, b'0', 0o644, "", data)
+    }
+
+    pub fn symlink(self, name: &str, to: &str) -> Self {
+        self.entry(name, b'2', 0o777, to, b"")
+    }
+
+    pub fn hard_link(self, name: &str, to: &str) -> Self {
+        self.entry(name, b'1', 0o644, to, b"")
+    }
+
+    pub fn whiteout(self, name: &str) -> Self {
+        let path = Path::new(name);
+        let hidden = format!(".wh.{}", path.file_name().unwrap().to_str().unwrap());
+        self.file(path.parent().unwrap().join(hidden).to_str().unwrap(), b"")
+    }
+
+    pub fn end(mut self) -> Vec<u8> {
+        self.0.resize(self.0.len() + 1024, 0);
+        self.0
+    }
+}
+
+/// A layer in memory.
+pub struct Bytes {
+    pub blob: Vec<u8>,
+    pub facts: Option<BlobFacts>,
+}
+
+impl LayerSource for Bytes {
+    fn open(&self) -> std::io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(Cursor::new(self.blob.clone())))
+    }
+
+    fn blob(&self) -> Option<BlobFacts> {
+        self.facts.clone()
+    }
+}
+
+/// An image in memory.
+#[derive(Clone)]
+pub struct Image {
+    pub tars: Vec<Vec<u8>>,
+    pub config: Vec<u8>,
+}
+
+impl Image {
+    pub fn new(tars: Vec<Vec<u8>>) -> Self {
+        let ids: Vec<String> =
+            tars.iter().map(|tar| format!("\"{}\"", DiffId::from(Digest::sha256(tar)))).collect();
+        let config = format!(
+            r#"{{"architecture":"amd64","os":"linux","created":"2024-05-06T07:08:09Z","config":{{"Env":["A=b"]}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+            ids.join(",")
+        );
+        Self { tars, config: config.into_bytes() }
+    }
+
+    /// Three layers: files, a deletion, a hard link to a file below.
+    pub fn simple() -> Self {
+        Self::new(vec![
+            Tar::new().dir("etc").file("etc/a", b"first").file("etc/b", &[7; 5000]).dir("usr").end(),
+            Tar::new().whiteout("etc/a").file("usr/x", &pattern(100_000)).symlink("usr/l", "x").end(),
+            Tar::new().file("etc/c", b"third").hard_link("etc/d", "etc/b").end(),
+        ])
+    }
+
+    /// Many files, so that unpacking takes a while.
+    pub fn big(seed: u8, layers: usize, files: usize) -> Self {
+        Self::new(
+            (0..layers)
+                .map(|layer| {
+                    let mut tar = Tar::new().dir("d");
+                    for file in 0..files {
+                        let data = vec![seed ^ (file % 251) as u8; 3000];
+                        tar = tar.file(&format!("d/{seed}-{layer}-{file}"), &data);
+                    }
+                    tar.end()
+                })
+                .collect(),
+        )
+    }
+
+    pub fn layer(&self, index: usize, compression: Compression) -> Bytes {
+        let mut encoder = Encoder::new(compression, Vec::new()).unwrap();
+        encoder.write_all(&self.tars[index]).unwrap();
+        let blob = encoder.finish().unwrap();
+        let facts = BlobFacts {
+            digest: Some(Digest::sha256(&blob)),
+            size: Some(blob.len() as u64),
+            media_type: Some("application/vnd.oci.image.layer.v1.tar+gzip".into()),
+        };
+        Bytes { blob, facts: Some(facts) }
+    }
+
+    pub fn input(&self, names: &[&str], keep_blobs: bool) -> ImageInput<'static> {
+        let layers = (0..self.tars.len())
+            .map(|index| Box::new(self.layer(index, Compression::Gzip)) as Box<dyn LayerSource>)
+            .collect();
+        ImageInput {
+            config: self.config.clone(),
+            layers,
+            names: names.iter().map(|name| name.parse::<ImageName>().unwrap()).collect(),
+            manifest: Some(b"{\"schemaVersion\":2}".to_vec()),
+            keep_blobs,
+        }
+    }
+
+    pub fn id(&self) -> vellum_types::ImageId {
+        vellum_types::ImageId::of(&self.config)
+    }
+}
+
+pub fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i * 31 % 251) as u8).collect()
+}
+
+/// A place for a store, taken off whole when dropped.
+pub struct Place {
+    pub dir: Option<tempfile::TempDir>,
+    pub driver: String,
+}
+
+impl Place {
+    /// `None`, and a line that says so, when this machine cannot run the driver.
+    pub fn new(test: &str, driver: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Self { dir: Some(dir), driver: driver.to_owned() };
+        let usable = Store::probe_drivers(&place.options())
+            .unwrap()
+            .into_iter()
+            .find(|row| row.name == driver)
+            .is_some_and(|row| row.probe.usable);
+        if !rustix::process::geteuid().is_root() || !usable {
+            let _ = writeln!(std::io::stdout(), "SKIP {test}: the driver {driver} needs root here");
+            return None;
+        }
+        Some(place)
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.as_ref().unwrap().path().join("root")
+    }
+
+    pub fn options(&self) -> OpenOptions {
+        options(self.dir.as_ref().unwrap().path(), &self.driver)
+    }
+
+    pub fn open(&self) -> Store {
+        Store::open(&self.options()).unwrap()
+    }
+}
+
+pub fn options(dir: &Path, driver: &str) -> OpenOptions {
+    OpenOptions {
+        runtime: Some(dir.join("run")),
+        driver: Some(driver.to_owned()),
+        floor: Floor::NONE,
+        ..OpenOptions::new(dir.join("root"))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(e) = Store::reset(&self.options())
+            && e.code() != Code::NotFound
+        {
+            let _ = writeln!(std::io::stderr(), "cannot take the store off: {}", told(&e));
+        }
+    }
+}
+
+pub fn told(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        out.push_str(": ");
+        out.push_str(&error.to_string());
+        next = error.source();
+    }
+    out
+}
+
+/// The drivers every test runs on.
+pub const DRIVERS: &[&str] = &["overlay", "vfs"];
+
+/// Nothing is wrong, and nothing is there that nobody needs.
+pub fn assert_clean(store: &Store) {
+    let findings = store.check(false, &Silent).unwrap();
+    assert!(findings.is_empty(), "{findings:#?}");
+}
+
+pub fn assert_nothing_to_collect(store: &Store) {
+    let report = store.gc(true).unwrap();
+    assert!(report.items.is_empty(), "{report:#?}");
+}
+
+/// Every path below a folder, for comparing.
+pub fn tree(root: &Path) -> Vec<String> {
+    fn walk(dir: &Path, root: &Path, out: &mut Vec<String>) {
+        let mut entries: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+        entries.sort();
+        for path in entries {
+            out.push(path.strip_prefix(root).unwrap().display().to_string());
+            if path.symlink_metadata().unwrap().is_dir() {
+                walk(&path, root, out);
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(root, root, &mut out);
+    out
+}
