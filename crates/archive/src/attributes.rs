@@ -84,11 +84,6 @@ pub(crate) fn unescape(name: &[u8], overlay: Option<XattrForm>) -> Meaning {
     Meaning::Own(name.to_vec())
 }
 
-/// XFS's own name for an ACL: root sees it beside `system.posix_acl_access`, which says the same.
-pub fn is_alias(name: &[u8]) -> bool {
-    name.starts_with(b"trusted.SGI_ACL_")
-}
-
 /// A path that names an entry itself, never what a link points to, for calls that take no descriptor.
 pub(crate) fn proc_path(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
@@ -132,11 +127,8 @@ impl At<'_> {
             }
             other => other?,
         };
-        let mut names: Vec<Vec<u8>> = list
-            .split(|c| *c == 0)
-            .filter(|name| !name.is_empty() && !is_alias(name))
-            .map(<[u8]>::to_vec)
-            .collect();
+        let mut names: Vec<Vec<u8>> =
+            list.split(|c| *c == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
         names.sort_unstable();
         Ok(names)
     }

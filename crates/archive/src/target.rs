@@ -219,7 +219,7 @@ impl std::ops::AddAssign for Usage {
 /// What is left to do when a layer that was unpacked on its own is joined to its parent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Joints {
-    /// Directories that the archive did not list but that its entries lie in, parents first. They take mode, owner, times
+    /// Directories that the archive did not list but that its entries lie in, parents first; the root among them. They take mode, owner, times
     /// and attributes of the same directory in the layers below, where there is one.
     pub implied: Vec<LayerPath>,
     /// Hard links to files that this layer does not bring: (new name, existing name below).

@@ -182,7 +182,7 @@ fn joints_are_reported() {
     .concat();
     let layer = Layer::new(Style::Overlay);
     let joints = layer.apply(&archive).unwrap().finished.joints;
-    assert_eq!(joints.implied, [p("a/b")]);
+    assert_eq!(joints.implied, [LayerPath::root(), p("a/b")]);
     assert_eq!(joints.links, [(p("a/l"), p("usr/bin/below")), (p("a/m"), p("usr/bin/below"))]);
 }
 

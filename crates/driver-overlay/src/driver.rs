@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use vellum_archive::XattrForm;
+use vellum_archive::attributes;
 use vellum_archive::folder::{FolderOptions, FolderTarget, Style};
 use vellum_archive::target::{Joints, Target, Usage};
 use vellum_archive::tree::{self, CopyOptions, Form};
@@ -105,7 +106,7 @@ impl Overlay {
         }
     }
 
-    fn make_parts(&self, id: LayerId, parts: &[&str], chain: Vec<LayerId>, kind: Kind) -> Result<()> {
+    fn make_parts(&self, id: LayerId, parts: &[&str], record: &Record) -> Result<()> {
         let folder = self.home.make(id)?;
         let made = (|| {
             for part in parts {
@@ -114,7 +115,7 @@ impl Overlay {
                 ensure_folder(&folder, *part, mode)
                     .map_err(|error| Error::system("create", error).layer(id))?;
             }
-            self.home.write_record(id, &Record { kind, chain })
+            self.home.write_record(id, record)
         })();
         if made.is_err() {
             self.home.take_back(id);
@@ -237,13 +238,14 @@ impl Driver for Overlay {
             return Err(Error::new(ErrorKind::Unsupported, "create", reason).layer(id));
         }
         let chain = self.home.chain_on("create", spec.parent, self.features.max_layers)?;
+        let hidden = self.home.hidden_by("create", spec.parent)?;
         if spec.view {
             if chain.is_empty() {
                 return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));
             }
-            return self.make_parts(id, &[], chain, Kind::View);
+            return self.make_parts(id, &[], &Record { kind: Kind::View, chain, hidden });
         }
-        self.make_parts(id, &["diff", "work"], chain, Kind::Active)?;
+        self.make_parts(id, &["diff", "work"], &Record { kind: Kind::Active, chain, hidden })?;
         if let Some(parent) = spec.parent {
             return self.like_parent(id, parent).inspect_err(|_| self.home.take_back(id));
         }
@@ -278,9 +280,14 @@ impl Driver for Overlay {
         }
         let chain = self.home.chain_on("commit", parent, self.features.max_layers)?;
         self.join(id, &chain, joints)?;
+        // Overlayfs merges the roots of all the layers that it is given, opaque or not: what is hidden is not given.
+        let diff = self.home.open_part(id, "diff")?;
+        let opaque = attributes::is_opaque(&diff, self.config.xattrs)
+            .map_err(|error| Error::system("commit", error).layer(id))?;
+        let hidden = if opaque { chain.len() } else { self.home.hidden_by("commit", parent)? };
         self.drop_work(id)?;
         self.name_link(id)?;
-        self.home.write_record(id, &Record { kind: Kind::Committed, chain })?;
+        self.home.write_record(id, &Record { kind: Kind::Committed, chain, hidden })?;
         Ok(Changed::Yes)
     }
 
@@ -333,7 +340,7 @@ impl Driver for Overlay {
             Kind::Committed => list.push(lower(self.home.path().join(LINKS).join(id.to_string()))),
             Kind::Active | Kind::View => {}
         }
-        list.extend(self.lowers(&record.chain));
+        list.extend(self.lowers(record.seen()));
         if list.len() < if writable { 1 } else { 2 } {
             list.push(lower(self.home.path().join(NONE)));
         }

@@ -210,7 +210,7 @@ fn dress(
     let mut value = vec![0; 65536];
     for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let escaped = name.strip_prefix(form.prefix()).map(|rest| rest.starts_with(b"overlay."));
-        if escaped == Some(false) || vellum_archive::attributes::is_alias(name) {
+        if escaped == Some(false) {
             continue;
         }
         let length = rustix::fs::lgetxattr(&from[..], name, &mut value[..])?;

@@ -49,8 +49,6 @@
 //! - `trusted.overlay.origin` of a copied upper names the same lower file as before, which is right; `trusted.overlay.uuid` would
 //!   make two mounts one and is left out of copies.
 //! - A hard link between names of a lower layer breaks at the first write, as always with overlayfs without index.
-//! - In a user namespace the kernel may not look up where a file was copied up from, so its inode number changes at the first
-//!   write, and `..` of a renamed directory may list a number that `stat` does not give.
 
 mod driver;
 mod factory;

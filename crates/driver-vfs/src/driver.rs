@@ -164,7 +164,7 @@ impl Driver for Vfs {
         let mut chain = self.home.chain_on("create", spec.parent, NO_LIMIT)?;
         chain.truncate(1);
         let kind = if spec.view { Kind::View } else { Kind::Active };
-        let record = Record { kind, chain };
+        let record = Record { kind, chain, hidden: 0 };
         match (spec.parent, spec.view) {
             (None, true) => {
                 Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id))

@@ -3,7 +3,8 @@
 //! ```text
 //!   HOME/                0700
 //!     <id>/              0700, made first: whoever makes it owns the id
-//!       <record>         one line: `active`, `view c:b:a` or `committed c:b:a`, the chain below nearest first
+//!       <record>         one line: `active`, `view c:b:a` or `committed c:b:a`, the chain below nearest first;
+//!                        ` hides 2` after it when a layer's root is opaque and the two farthest are not seen
 //!       …                the driver's
 //! ```
 //!
@@ -28,12 +29,18 @@ pub struct Record {
     pub kind: Kind,
     /// The layers below, nearest first.
     pub chain: Vec<LayerId>,
+    /// How many of the farthest are not seen, because the root of this layer, or of one below it, is opaque.
+    pub hidden: usize,
 }
 
 impl Record {
     fn parse(text: &str) -> Option<Self> {
         let text = text.strip_suffix('\n')?;
-        let (kind, chain) = text.split_once(' ').unwrap_or((text, ""));
+        let (kind, rest) = text.split_once(' ').unwrap_or((text, ""));
+        let (chain, hidden) = match rest.split_once(" hides ") {
+            Some((chain, hidden)) => (chain, hidden.parse().ok()?),
+            None => (rest, 0),
+        };
         let kind = match kind {
             "active" => Kind::Active,
             "view" => Kind::View,
@@ -41,7 +48,8 @@ impl Record {
             _ => return None,
         };
         let ids = chain.split(':').filter(|id| !id.is_empty());
-        Some(Self { kind, chain: ids.map(|id| id.parse().ok()).collect::<Option<_>>()? })
+        let chain: Vec<LayerId> = ids.map(|id| id.parse().ok()).collect::<Option<_>>()?;
+        (hidden <= chain.len()).then_some(Self { kind, chain, hidden })
     }
 
     fn text(&self) -> String {
@@ -55,8 +63,16 @@ impl Record {
             text.push(if at == 0 { ' ' } else { ':' });
             text.push_str(&id.to_string());
         }
+        if self.hidden > 0 {
+            text.push_str(&format!(" hides {}", self.hidden));
+        }
         text.push('\n');
         text
+    }
+
+    /// The layers below whose content is seen.
+    pub fn seen(&self) -> &[LayerId] {
+        &self.chain[..self.chain.len().saturating_sub(self.hidden)]
     }
 
     /// As the trait tells it.
@@ -184,6 +200,14 @@ impl Home {
             return Err(Error::new(ErrorKind::NotActive, operation, "the layer is not active").layer(id));
         }
         Ok(record)
+    }
+
+    /// How many of the farthest layers of `parent`'s chain are hidden by it, or by one of them.
+    ///
+    /// # Errors
+    /// As [`Home::must`].
+    pub fn hidden_by(&self, operation: &str, parent: Option<LayerId>) -> Result<usize> {
+        parent.map_or(Ok(0), |parent| Ok(self.must(operation, parent)?.hidden))
     }
 
     /// The chain of a layer that is to lie on `parent`.
@@ -331,13 +355,16 @@ mod tests {
     fn plain_records_round_trip_and_half_written_ones_are_refused() {
         let id = |n| LayerId::new(n).unwrap();
         for record in [
-            Record { kind: Kind::Active, chain: vec![] },
-            Record { kind: Kind::View, chain: vec![id(40)] },
-            Record { kind: Kind::Committed, chain: vec![id(3), id(2), id(1)] },
+            Record { kind: Kind::Active, chain: vec![], hidden: 0 },
+            Record { kind: Kind::View, chain: vec![id(40)], hidden: 1 },
+            Record { kind: Kind::Committed, chain: vec![id(3), id(2), id(1)], hidden: 2 },
         ] {
             assert_eq!(Record::parse(&record.text()), Some(record));
         }
-        assert_eq!(Record { kind: Kind::Committed, chain: vec![id(36), id(1)] }.text(), "committed 10:1\n");
+        let record = Record { kind: Kind::Committed, chain: vec![id(36), id(1)], hidden: 0 };
+        assert_eq!(record.text(), "committed 10:1\n");
+        assert_eq!(Record { hidden: 1, ..record }.text(), "committed 10:1 hides 1\n");
+        assert!(Record::parse("committed 1 hides 2\n").is_none());
         for bad in ["", "active", "active 3:2", "activ\n", "view 0\n", "committed 3:../x\n"] {
             assert_eq!(Record::parse(bad), None, "{bad}");
         }

@@ -64,6 +64,11 @@ impl FolderTarget {
         let made = rustix::fs::mknodat(top, name, FileType::CharacterDevice, Mode::empty(), 0);
         at(made, "create the whiteout", path)?;
         let stat = at(rustix::fs::statat(top, name, AtFlags::SYMLINK_NOFOLLOW), "look at", path)?;
+        // Where no lower layer has the directory, overlayfs lists it as it is, whiteouts too, unless it has a mark of having
+        // been copied up: then it looks for them. An empty value says that from where is not known.
+        let origin = [self.options.xattrs.prefix(), b"origin"].concat();
+        let marked = rustix::fs::fsetxattr(top, &origin[..], b"", rustix::fs::XattrFlags::empty());
+        at(marked, "mark the directory of", path)?;
         self.levels.usage += Usage { bytes: allocated(&stat), inodes: 1 };
         Ok(())
     }

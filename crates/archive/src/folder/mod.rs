@@ -111,7 +111,8 @@ impl FolderTarget {
             levels,
             own: HashSet::new(),
             seed,
-            implied: BTreeSet::new(),
+            // Overlayfs shows the root of the nearest layer. Where a folder is applied to, it is that of the layers below already.
+            implied: (options.style == Style::Overlay).then(LayerPath::root).into_iter().collect(),
             links: BTreeMap::new(),
         })
     }
@@ -351,6 +352,7 @@ impl Target for FolderTarget {
         if path.is_root() {
             at(self.levels.leave_for(b""), "leave a directory for", path)?;
             at(self.levels.touch(), "look at the directory", path)?;
+            self.implied.remove(path);
             return self.dress_top(path, meta, true, false);
         }
         let (name, acl) = self.prepare(path)?;
