@@ -27,7 +27,7 @@ enum Chore {
         #[arg(long)]
         all: bool,
     },
-    /// Build a test image out of Debian's packages, if it is not there yet, and print where it is.
+    /// Build a test image, if it is not there yet, and print where it is.
     Image {
         /// Which.
         #[arg(value_enum)]
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         Chore::Image { kind } => image::build(kind).map(|place| println!("{}", place.display())),
         Chore::Bench { arguments } => bench::bench(&arguments),
         Chore::Docs => docs(),
-        Chore::Clean => test::clean(),
+        Chore::Clean => test::clean().map(drop),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -26,6 +26,7 @@ pub(crate) const TEST: &[Need] = &[
     need("setfacl", "acl"),
     need("setcap", "libcap2-bin"),
     need("setpriv", "util-linux"),
+    need("openssl", "openssl"),
     need("python3", "python3"),
     need("zstd", "zstd"),
 ];

@@ -6,20 +6,20 @@ use crate::run::{Error, cargo_command, target};
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
-/// Removes what killed tests left behind.
-pub(crate) fn clean() -> Result<(), Error> {
+/// Removes what killed tests left behind; whether there was something.
+pub(crate) fn clean() -> Result<bool, Error> {
     let cleaned =
         vellum_testkit::scratch::clean_leftovers().map_err(Error::at("clean up after killed tests"))?;
     if cleaned.mounts + cleaned.folders > 0 {
         println!("removed {} mounts and {} folders of killed tests", cleaned.mounts, cleaned.folders);
     }
-    Ok(())
+    Ok(cleaned.mounts + cleaned.folders > 0)
 }
 
 /// Runs everything and counts it.
 pub(crate) fn test(all: bool) -> Result<(), Error> {
     packages::install(packages::TEST)?;
-    clean()?;
+    let _ = clean()?;
     let image = build(if all { Kind::Real } else { Kind::Small });
     let skips = target().join("skipped-tests");
     if let Err(error) = std::fs::remove_file(&skips)
@@ -27,7 +27,9 @@ pub(crate) fn test(all: bool) -> Result<(), Error> {
     {
         return Err(Error::at("remove the last run's list of skipped tests")(error));
     }
-    let mut command = cargo_command(&["test", "--workspace", "--no-fail-fast"]);
+    // With fault points, so that the tests that arm them have something to arm.
+    let mut command =
+        cargo_command(&["test", "--workspace", "--no-fail-fast", "--features", "vellum-sys/faults"]);
     command.env(vellum_testkit::skip::VARIABLE, &skips).stdin(Stdio::null()).stdout(Stdio::piped());
     match &image {
         Ok(place) => drop(command.env("VELLUM_TEST_IMAGE", place)),
@@ -36,8 +38,11 @@ pub(crate) fn test(all: bool) -> Result<(), Error> {
     if all {
         command.env("VELLUM_TEST_ALL", "1");
     }
-    let counts = count(&mut command)?;
-    clean()?;
+    let mut counts = count(&mut command)?;
+    if clean()? {
+        println!("these tests left that behind, which they must not");
+        counts.failed += 1;
+    }
     let skipped = std::fs::read_to_string(&skips).unwrap_or_default();
     let mut lines: Vec<&str> = skipped.lines().collect();
     lines.sort_unstable();

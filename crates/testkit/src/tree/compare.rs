@@ -52,6 +52,26 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// Whether both have the entry and it is the same.
+    pub(crate) fn same_entry(&self, other: &Self, path: &[u8], compare: Compare) -> bool {
+        match (self.facts.get(path), other.facts.get(path)) {
+            (Some(a), Some(b)) => a.differences(b, compare).is_empty(),
+            _ => false,
+        }
+    }
+
+    /// Whether this entry is a file with further names in the tree.
+    pub(crate) fn has_other_names(&self, path: &[u8]) -> bool {
+        self.facts.get(path).is_some_and(|fact| fact.same_as.is_some())
+    }
+
+    /// Whether there is a directory of this path.
+    pub fn is_dir(&self, path: impl AsRef<[u8]>) -> bool {
+        self.facts.get(path.as_ref()).is_some_and(|fact| fact.kind == Kind::Dir)
+    }
+}
+
 impl Fact {
     fn differences(&self, other: &Self, compare: Compare) -> Vec<String> {
         let mut out = Vec::new();

@@ -1,0 +1,135 @@
+//! The conformance suite on every driver and every file system.
+//!
+//! The drivers' crates do not depend on each other, nor on this one; here they meet. As root each driver runs on the machine's
+//! own file system, on ext4, XFS with reflink and btrfs in loop files, and on tmpfs; without root on the machine's own, inside a user
+//! namespace, with one id and with a range of them. `VELLUM_TEST_CASE=name` runs one case only.
+
+// What a run did is shown when a test is asked for it.
+#![allow(clippy::print_stdout)]
+
+use std::process::Command;
+use vellum_archive::XattrForm;
+use vellum_driver::{DriverConfig, Factory, ProbeEnvironment};
+use vellum_testkit::conformance::{Case, Subject, run};
+use vellum_testkit::scratch::{Kind, Scratch, Unavailable, unmount_below};
+use vellum_testkit::skip;
+
+/// Set in a child that is inside a user namespace.
+const INSIDE: &str = "VELLUM_TEST_ROOTLESS";
+
+fn chosen(case: &Case) -> bool {
+    std::env::var("VELLUM_TEST_CASE").map_or(true, |name| name == case.name)
+}
+
+fn conforms(factory: &dyn Factory, config: DriverConfig, folder: &std::path::Path) {
+    let report = run(&Subject::new(factory, config), folder, chosen);
+    assert!(report.failed.is_empty(), "{} in {}: {report}", factory.name(), folder.display());
+    println!("{} in {}: {report}", factory.name(), folder.display());
+}
+
+fn as_root(factory: &dyn Factory, kind: Kind) {
+    if !rustix::process::geteuid().is_root() {
+        skip!("mounting needs root");
+    }
+    let scratch = match Scratch::new(kind) {
+        Ok(scratch) => scratch,
+        Err(Unavailable::Missing(reason)) => skip!("{reason}"),
+        Err(error) => panic!("{error}"),
+    };
+    let probe = factory.probe(&ProbeEnvironment { root: scratch.path(), rootless: false });
+    assert!(probe.usable, "{} must work on {kind}: {}", factory.name(), probe.reason);
+    conforms(factory, DriverConfig { xattrs: XattrForm::Trusted, rootless: false }, scratch.path());
+    scratch.close().unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Runs the test of this name once more, as a user without privileges, root of a user namespace. As root with a range of
+/// ids, else with the user's own one.
+fn rootless(factory: &dyn Factory, test: &str, range: bool) {
+    if std::env::var_os(INSIDE).is_some() {
+        let folder = std::env::temp_dir();
+        let probe = factory.probe(&ProbeEnvironment { root: &folder, rootless: true });
+        assert!(probe.usable, "{} must work rootless: {}", factory.name(), probe.reason);
+        return conforms(factory, DriverConfig { xattrs: XattrForm::User, rootless: true }, &folder);
+    }
+    if !rustix::process::geteuid().is_root() {
+        skip!("becoming another user needs root");
+    }
+    let scratch = Scratch::new(Kind::Here).unwrap_or_else(|error| panic!("{error}"));
+    // A copy that any user may execute, wherever cargo built it.
+    let copy = scratch.path().join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    let work = scratch.folder("work").unwrap();
+    std::os::unix::fs::chown(&work, Some(USER), Some(USER)).unwrap();
+    let map = if range { "--map-users=%,0,65536 --map-groups=%,0,65536" } else { "--map-root-user" };
+    let map = map.replace('%', &USER.to_string());
+    let mut command = if range {
+        // Root writes the maps, as the set-user-ID helpers do for a user.
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--setuid=0", "--setgid=0"]);
+        command
+    } else {
+        let mut command = Command::new("setpriv");
+        let user = USER.to_string();
+        command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "unshare", "--user"]);
+        command
+    };
+    command.args(map.split(' ')).arg("--mount").arg(&copy).args(["--exact", test, "--nocapture"]);
+    command.env(INSIDE, "1").env("TMPDIR", &work).env("HOME", &work).current_dir(&work);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let _ = unmount_below(&work);
+    if said.contains("unshare: unshare failed") || said.contains("unrecognized option") {
+        skip!("this machine does not let users make namespaces: {}", said.trim());
+    }
+    assert!(output.status.success(), "{said}");
+    println!("{said}");
+}
+
+/// Nobody's number, and the first of a range that no account of a test machine has.
+const USER: u32 = 700_000;
+
+macro_rules! conformance {
+    ($driver:ident, $factory:expr) => {
+        mod $driver {
+            use super::*;
+
+            #[test]
+            fn root_here() {
+                as_root(&$factory, Kind::Here);
+            }
+
+            #[test]
+            fn loop_ext4() {
+                as_root(&$factory, Kind::Ext4);
+            }
+
+            #[test]
+            fn loop_xfs() {
+                as_root(&$factory, Kind::Xfs);
+            }
+
+            #[test]
+            fn loop_btrfs() {
+                as_root(&$factory, Kind::Btrfs);
+            }
+
+            #[test]
+            fn root_tmpfs() {
+                as_root(&$factory, Kind::Tmpfs);
+            }
+
+            #[test]
+            fn rootless_one_id() {
+                rootless(&$factory, concat!(stringify!($driver), "::rootless_one_id"), false);
+            }
+
+            #[test]
+            fn rootless_range() {
+                rootless(&$factory, concat!(stringify!($driver), "::rootless_range"), true);
+            }
+        }
+    };
+}
+
+conformance!(vfs, vellum_driver_vfs::FACTORY);
+conformance!(overlay, vellum_driver_overlay::FACTORY);
