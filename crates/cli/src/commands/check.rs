@@ -4,7 +4,7 @@ use crate::failure::{Failure, Result};
 use crate::output::Out;
 use crate::progress::Bars;
 use clap::Args;
-use vellum_store::{FINDINGS, Finding, Store};
+use vellum_store::{FINDINGS, Finding, FindingKind, Store};
 
 /// Compare the store with what it should be
 ///
@@ -28,8 +28,8 @@ impl Check {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
         let mut out = Out::new();
         if self.list {
-            let line = |(id, meaning): &(&str, &str)| vec![(*id).to_owned(), (*meaning).to_owned()];
-            out.table(&["FINDING", "MEANING"], FINDINGS.iter().map(line).collect())?;
+            let line = |kind: &FindingKind| [kind.id, kind.meaning, kind.repair].map(str::to_owned).to_vec();
+            out.table(&["FINDING", "MEANING", "WHAT --repair DOES"], FINDINGS.iter().map(line).collect())?;
             return out.finish();
         }
         let findings = self.findings(global)?;
