@@ -236,6 +236,12 @@ impl Store {
                 let want = self.catalog.read(|tx| LayerFile::of(tx, layer))?;
                 if file.same_identity(&want) {
                     None
+                } else if layer.role == Role::Snapshot && file.id == layer.id {
+                    // Its labels and its kind change, and the file follows: a kill in between leaves the old one.
+                    if self.read_only.is_none() {
+                        want.write(&folder)?;
+                    }
+                    None
                 } else {
                     bad("it does not say what the catalog says".into())
                 }

@@ -111,20 +111,9 @@ impl Error {
         self.code
     }
 
-    /// What the user can do about it: this error's own advice, or that of the driver below.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref().or_else(|| {
-            let mut below = std::error::Error::source(self);
-            while let Some(error) = below {
-                if let Some(hint) =
-                    error.downcast_ref::<vellum_driver::Error>().and_then(|e| e.hint.as_deref())
-                {
-                    return Some(hint);
-                }
-                below = error.source();
-            }
-            None
-        })
+        self.hint.as_deref()
     }
 
     fn describe(&self) -> String {
@@ -165,7 +154,14 @@ impl From<vellum_driver::Error> for Error {
             Kind::Full => Code::Full,
             _ => Code::System,
         };
-        Self::caused(code, "do it with the storage driver", error)
+        Self {
+            code,
+            operation: error.operation,
+            object: error.layer.map(|layer| format!("layer {layer}")),
+            reason: error.reason,
+            hint: error.hint,
+            source: error.source,
+        }
     }
 }
 

@@ -55,6 +55,13 @@ impl Owner {
     }
 }
 
+impl Owner {
+    /// How the names of this operation's temporary files begin: a sweep sees by it whether they are used.
+    pub(crate) fn temporary_prefix(&self) -> String {
+        format!("{:016x}-", self.id.0)
+    }
+}
+
 impl Drop for Owner {
     /// Nobody waits on this lock, and its name never comes back, so the file can go.
     fn drop(&mut self) {

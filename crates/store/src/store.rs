@@ -179,6 +179,12 @@ impl Store {
         {
             self.empty_trash_later();
         }
+        let own = owner.temporary_prefix();
+        for entry in crate::files::entries(&self.layout.tmp()).unwrap_or_default() {
+            if entry.name.starts_with(&own) {
+                let _ = crate::files::remove_any(&self.layout.tmp().join(entry.name));
+            }
+        }
     }
 
     /// Runs an operation with intents, and rolls them back when it fails.

@@ -28,7 +28,8 @@ use std::time::Duration;
 use vellum_archive::compression::Decoder;
 use vellum_archive::tree::{Form, Visit, walk};
 use vellum_archive::write::TarWriter;
-use vellum_driver::{Ability, Change, CreateSpec, DiffEntry, DiffSink};
+use vellum_driver::sinks::TarSink;
+use vellum_driver::{Ability, CreateSpec};
 use vellum_types::{ChainId, ContainerId, DiffId, ImageId, ImageName, LayerId};
 
 /// The layers that a new one is put on.
@@ -50,24 +51,6 @@ struct Staged {
     filled: Filled,
     /// Of the root, opened before the first write.
     barrier: OwnedFd,
-}
-
-/// Writes differences as a layer's tar.
-struct TarSink<W: Write>(TarWriter<W>);
-
-impl<W: Write> DiffSink for TarSink<W> {
-    fn entry(&mut self, entry: &DiffEntry<'_>) -> vellum_driver::Result<()> {
-        let failed = |e: vellum_archive::write::WriteError| {
-            let mut error =
-                vellum_driver::Error::system("write the archive", std::io::Error::from(e.source.kind()));
-            error.source = Some(Box::new(e));
-            error
-        };
-        match (entry.change, entry.node) {
-            (Change::Deleted, _) | (_, None) => self.0.whiteout(entry.path).map_err(failed),
-            (_, Some(node)) => self.0.node(entry.path, node).map(drop).map_err(failed),
-        }
-    }
 }
 
 impl Store {
@@ -100,9 +83,9 @@ impl Store {
         point("store.commit.begin")?;
         self.operate(|owner| {
             let staged = self.stage_tree(owner, &below, |out| {
-                let mut sink = TarSink(TarWriter::new(out));
+                let mut sink = TarSink::new(out);
                 driver.diff(row.layer, row.parent, &self.mounter, &mut sink)?;
-                finish_tar(sink.0)
+                Ok(sink.finish().map(drop)?)
             })?;
             let config =
                 |diff: &DiffId| imageconfig::committed(Some(&parent_config), diff, Timestamp::now(), options);
@@ -163,9 +146,10 @@ impl Store {
     pub fn export(&self, container: &ContainerId, out: &mut dyn Write) -> Result<()> {
         let (row, _lock) = self.locked(container, Hold::Shared)?;
         let driver = self.driver_named(&row.driver)?;
-        let mut sink = TarSink(TarWriter::new(BufWriter::with_capacity(256 << 10, out)));
+        let mut sink = TarSink::new(BufWriter::with_capacity(256 << 10, out));
         driver.diff(row.layer, None, &self.mounter, &mut sink)?;
-        finish_tar(sink.0)
+        let (mut out, _) = sink.finish()?;
+        out.flush().map_err(unwritten)
     }
 
     fn plain_form(&self) -> Form {
@@ -357,10 +341,8 @@ impl Store {
     }
 }
 
-/// Ends an archive.
-fn finish_tar<W: Write>(writer: TarWriter<W>) -> Result<()> {
-    let failed = |e: std::io::Error| Error::caused(crate::error::code_of(&e), "write the archive", e);
-    writer.finish().and_then(|mut out| out.flush()).map_err(failed)
+fn unwritten(error: std::io::Error) -> Error {
+    Error::caused(crate::error::code_of(&error), "write the archive", error)
 }
 
 /// A folder as a tar, entries sorted by name.
@@ -373,7 +355,7 @@ fn write_folder(folder: &Path, form: Form, out: &mut dyn Write) -> Result<()> {
         Ok(Visit::Enter)
     })
     .map_err(|e| Error::caused(Code::System, "read the folder", e).object(folder.display()))?;
-    finish_tar(writer)
+    writer.finish().map(drop).map_err(unwritten)
 }
 
 /// Tells how much was read.

@@ -29,9 +29,8 @@ pub(super) struct Kept {
     pub(super) facts: BlobFacts,
 }
 
-/// How the names of temporary files begin: with the operation's number, so that a sweep knows whether they are used.
 fn temporary(load: &Load<'_>, index: usize) -> PathBuf {
-    load.store.layout.tmp().join(format!("{:016x}-{index}", load.owner.id.0))
+    load.store.layout.tmp().join(format!("{}{index}", load.owner.temporary_prefix()))
 }
 
 /// A layer that was filled from a tar.
