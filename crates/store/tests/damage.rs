@@ -1,0 +1,178 @@
+//! Bits flip and files vanish: check names it, repair mends what it can.
+
+mod common;
+
+use common::*;
+use std::path::PathBuf;
+use vellum_driver::MountOptions;
+use vellum_store::*;
+
+fn ids(findings: &[Finding]) -> Vec<&'static str> {
+    findings.iter().map(|finding| finding.id).collect()
+}
+
+/// A store with an image whose blobs are kept, and a container.
+fn furnished(test: &str, driver: &str) -> Option<(Place, Store)> {
+    let place = Place::new(test, driver)?;
+    let store = place.open();
+    store.load_image(Image::simple().input(&["x"], true), &Silent).unwrap();
+    let options = CreateOptions { name: Some("c".parse().unwrap()), ..CreateOptions::default() };
+    store.create_container(&Image::simple().id(), options).unwrap();
+    Some((place, store))
+}
+
+/// Where a file of the second layer lies on disk.
+fn payload(store: &Store, driver: &str) -> PathBuf {
+    let layer = store.image_layers(&Image::simple().id()).unwrap()[1].id;
+    let home = store.root().join(driver);
+    let path = tree(&home)
+        .into_iter()
+        .find(|path| path.starts_with(&layer.to_string()) && path.ends_with("usr/x"))
+        .unwrap();
+    home.join(path)
+}
+
+#[test]
+fn root_a_flipped_bit_is_found_by_name_and_mended_from_the_blob() {
+    for driver in DRIVERS {
+        let test = "root_a_flipped_bit_is_found_by_name_and_mended_from_the_blob";
+        let Some((_place, store)) = furnished(test, driver) else { continue };
+        let path = payload(&store, driver);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[777] ^= 4;
+        let times = path.metadata().unwrap().modified().unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(times).unwrap();
+        let findings = store.check(false, &Silent).unwrap();
+        assert_eq!(ids(&findings)[0], "VLM-L004", "{findings:#?}");
+        assert_eq!(findings[0].path.as_deref(), Some("/usr/x"));
+        let layer = store.image_layers(&Image::simple().id()).unwrap()[1].id;
+        assert_eq!(store.layer_tar(layer, &mut std::io::sink()).unwrap_err().code(), Code::Damaged);
+        let row = store.find_container("c").unwrap();
+        store.mount(&row.id, &MountOptions::default()).unwrap();
+        let refused = store.check(true, &Silent).unwrap();
+        if *driver == "overlay" {
+            assert!(refused.iter().all(|finding| finding.repaired.is_none()), "{refused:#?}");
+        }
+        let _ = store.umount(&row.id, true, false).unwrap();
+        store.check(true, &Silent).unwrap();
+        assert_clean(&store);
+        let path = store.mount(&row.id, &MountOptions::default()).unwrap();
+        if *driver == "overlay" {
+            assert_eq!(std::fs::read(path.join("usr/x")).unwrap(), pattern(100_000));
+        }
+        let _ = store.umount(&row.id, true, false).unwrap();
+    }
+}
+
+#[test]
+fn root_lost_and_damaged_records_are_found_and_written_anew() {
+    let test = "root_lost_and_damaged_records_are_found_and_written_anew";
+    let Some((_place, store)) = furnished(test, "overlay") else { return };
+    let image = Image::simple().id();
+    let layers = store.image_layers(&image).unwrap();
+    let side = |index: usize, name: &str| {
+        store.root().join("layers/overlay").join(layers[index].id.to_string()).join(name)
+    };
+    let config = store.root().join("config").join(image.digest().hex());
+    let record = store.root().join("images/overlay").join(format!("{}.json", image.digest().hex()));
+    let blob = |index: usize| {
+        store.root().join("blobs/sha256").join(layers[index].blob.as_ref().unwrap().digest.unwrap().hex())
+    };
+    let flip = |path: &std::path::Path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x10;
+        std::fs::write(path, bytes).unwrap();
+    };
+    type Case<'a> = (&'static str, Box<dyn Fn() + 'a>);
+    let cases: Vec<Case<'_>> = vec![
+        ("VLM-L007", Box::new(|| std::fs::remove_file(side(0, "layer.json")).unwrap())),
+        ("VLM-L007", Box::new(|| std::fs::write(side(0, "layer.json"), b"{").unwrap())),
+        ("VLM-L006", Box::new(|| flip(&side(1, "recipe")))),
+        ("VLM-L006", Box::new(|| std::fs::remove_file(side(1, "recipe")).unwrap())),
+        ("VLM-L005", Box::new(|| flip(&side(2, "manifest")))),
+        ("VLM-L005", Box::new(|| std::fs::remove_file(side(2, "manifest")).unwrap())),
+        ("VLM-I004", Box::new(|| std::fs::remove_file(&record).unwrap())),
+        ("VLM-I004", Box::new(|| std::fs::write(&record, b"[").unwrap())),
+        ("VLM-B002", Box::new(|| flip(&blob(0)))),
+        ("VLM-B001", Box::new(|| std::fs::remove_file(blob(1)).unwrap())),
+    ];
+    for (number, (id, damage)) in cases.iter().enumerate() {
+        damage();
+        let findings = store.check(false, &Silent).unwrap();
+        assert_eq!(ids(&findings), [*id], "case {number}: {findings:#?}");
+        assert!(findings[0].hint.is_some());
+        let repaired = store.check(true, &Silent).unwrap();
+        assert!(repaired[0].repaired.is_some(), "case {number}: {repaired:#?}");
+        assert_clean(&store);
+    }
+    flip(&config);
+    assert_eq!(ids(&store.check(true, &Silent).unwrap()), ["VLM-I002"]);
+    assert_eq!(store.image_config(&image).unwrap_err().code(), Code::Damaged);
+    store.load_image(Image::simple().input(&["x"], false), &Silent).unwrap();
+    assert_clean(&store);
+    std::fs::remove_file(&config).unwrap();
+    assert_eq!(ids(&store.check(false, &Silent).unwrap()), ["VLM-I001"]);
+    store.load_image(Image::simple().input(&["x"], false), &Silent).unwrap();
+    assert_clean(&store);
+}
+
+#[test]
+fn root_a_lost_layer_is_unpacked_again() {
+    for driver in DRIVERS {
+        let Some((_place, store)) = furnished("root_a_lost_layer_is_unpacked_again", driver) else {
+            continue;
+        };
+        let layer = store.image_layers(&Image::simple().id()).unwrap()[1].id;
+        let home = store.root().join(driver);
+        for path in tree(&home).into_iter().filter(|path| *path == layer.to_string()) {
+            std::fs::remove_dir_all(home.join(path)).unwrap();
+        }
+        assert!(ids(&store.check(false, &Silent).unwrap()).contains(&"VLM-L001"));
+        store.check(true, &Silent).unwrap();
+        assert_clean(&store);
+    }
+}
+
+#[test]
+fn root_a_lost_or_damaged_catalog_is_rebuilt() {
+    for driver in DRIVERS {
+        for lost in [true, false] {
+            let Some((place, store)) = furnished("root_a_lost_or_damaged_catalog_is_rebuilt", driver) else {
+                continue;
+            };
+            let row = store.find_container("c").unwrap();
+            let path = store.mount(&row.id, &MountOptions::default()).unwrap();
+            std::fs::write(path.join("mine"), b"mine").unwrap();
+            let _ = store.umount(&row.id, true, false).unwrap();
+            store.snapshot(&row.id, None).unwrap();
+            store.snapshots("ns").prepare("k", None, &Labels::new()).unwrap();
+            let images = store.images().unwrap();
+            drop(store);
+            let catalog = place.root().join("catalog.db");
+            for suffix in ["-wal", "-shm"] {
+                let _ = std::fs::remove_file(format!("{}{suffix}", catalog.display()));
+            }
+            if lost {
+                std::fs::remove_file(&catalog).unwrap();
+            } else {
+                std::fs::write(&catalog, [0x55; 40960]).unwrap();
+            }
+            assert_eq!(Store::open(&place.options()).unwrap_err().code(), Code::Damaged);
+            let findings = Store::rebuild(&place.options()).unwrap();
+            assert_eq!(ids(&findings), [if lost { "VLM-C002" } else { "VLM-C001" }], "{findings:#?}");
+            let store = place.open();
+            assert_eq!(store.images().unwrap(), images);
+            let row = store.find_container("c").unwrap();
+            assert_eq!(store.save_points(&row.id).unwrap().len(), 1);
+            assert_eq!(store.snapshots("ns").walk().unwrap().len(), 1);
+            let path = store.mount(&row.id, &MountOptions::default()).unwrap();
+            assert_eq!(std::fs::read(path.join("mine")).unwrap(), b"mine");
+            let _ = store.umount(&row.id, true, false).unwrap();
+            assert_clean(&store);
+            store.create_container(&row.image, CreateOptions::default()).unwrap();
+            assert_clean(&store);
+        }
+    }
+}

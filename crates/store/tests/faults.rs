@@ -1,0 +1,290 @@
+//! A process is killed at every fault point, one after the other; the store is then sound, and leaks nothing.
+//!
+//! The test starts its own executable again, with the variable of the fault points set. The child does every operation once and
+//! notes what was reported as done; the parent opens the store after it.
+
+mod common;
+
+use common::*;
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use vellum_driver::MountOptions;
+use vellum_store::*;
+
+const CHILD: &str = "VELLUM_TEST_CHILD";
+const LOG: &str = "done";
+
+/// Everything the store can do, in an order in which each step has something to work on.
+struct Child {
+    dir: PathBuf,
+    driver: String,
+    store: Store,
+}
+
+impl Child {
+    fn note(&self, what: &str) {
+        let mut log = std::fs::OpenOptions::new().append(true).create(true).open(self.dir.join(LOG)).unwrap();
+        writeln!(log, "{what}").unwrap();
+    }
+
+    fn run(dir: &Path, driver: &str) {
+        let store = Store::open(&options(dir, driver)).unwrap();
+        let child = Self { dir: dir.to_owned(), driver: driver.to_owned(), store };
+        child.images();
+        child.containers();
+        child.front_end();
+        child.upkeep();
+        drop(child.store);
+        Store::rebuild(&options(dir, driver)).unwrap();
+        Store::open(&options(dir, driver)).unwrap();
+        Store::reset(&options(dir, driver)).unwrap();
+    }
+
+    fn images(&self) {
+        let store = &self.store;
+        store.load_image(Image::simple().input(&["kept", "gone"], true), &Silent).unwrap();
+        self.note("load kept");
+        store.tag(&Image::simple().id(), &"tagged".parse().unwrap()).unwrap();
+        self.note("tag tagged");
+        store.load_image(Image::big(3, 2, 20).input(&["big"], false), &Silent).unwrap();
+        self.note("load big");
+        store.remove_image("big", false).unwrap();
+        self.note("rmi big");
+        let flat = Image::simple().tars.remove(0);
+        store
+            .import(ImportSource::Tar(Box::new(&flat[..])), Some(&"flat".parse().unwrap()), &Silent)
+            .unwrap();
+        self.note("import flat");
+    }
+
+    fn containers(&self) {
+        let store = &self.store;
+        let create = |name: &str| {
+            let options = CreateOptions { name: Some(name.parse().unwrap()), ..CreateOptions::default() };
+            let id = store.create_container(&Image::simple().id(), options).unwrap();
+            self.note(&format!("create {name}"));
+            id
+        };
+        let id = create("first");
+        let path = store.mount(&id, &MountOptions::default()).unwrap();
+        std::fs::write(path.join("new"), pattern(5000)).unwrap();
+        store.snapshot(&id, Some(&"point".parse().unwrap())).unwrap();
+        self.note("snapshot point");
+        let name = Some("committed".parse().unwrap());
+        store.commit(&id, &CommitOptions { name, ..CommitOptions::default() }).unwrap();
+        self.note("commit committed");
+        std::fs::write(path.join("new"), b"other").unwrap();
+        let _ = store.umount(&id, true, false).unwrap();
+        store.rollback(&id, None).unwrap();
+        self.note("rollback");
+        store.remove_save_point(&id, &"point".parse().unwrap()).unwrap();
+        self.note("unsave");
+        let second = create("second");
+        store.remove_container(&second, false).unwrap();
+        self.note("rm second");
+    }
+
+    fn front_end(&self) {
+        let snapshots = self.store.snapshots("test");
+        snapshots.prepare("active", None, &Labels::new()).unwrap();
+        snapshots.commit("held", "active", None, &Labels::new()).unwrap();
+        snapshots.prepare("removed", Some("held"), &Labels::new()).unwrap();
+        snapshots.remove("removed").unwrap();
+    }
+
+    fn upkeep(&self) {
+        let store = &self.store;
+        store.gc(false).unwrap();
+        let layers = store.image_layers(&Image::simple().id()).unwrap();
+        std::fs::write(
+            store.root().join("layers").join(&self.driver).join(layers[0].id.to_string()).join("recipe"),
+            b"bad",
+        )
+        .unwrap();
+        let findings = store.check(true, &Silent).unwrap();
+        assert!(findings.iter().all(|finding| finding.repaired.is_some()), "{findings:#?}");
+        let digest = layers[1].blob.as_ref().unwrap().digest.unwrap();
+        std::fs::write(store.root().join("blobs/sha256").join(digest.hex()), b"bad").unwrap();
+        let findings = store.check(true, &Silent).unwrap();
+        assert!(findings.iter().all(|finding| finding.repaired.is_some()), "{findings:#?}");
+    }
+}
+
+/// What the child is: this very test, with a variable.
+#[test]
+fn child_of_the_fault_test() {
+    let Ok(text) = std::env::var(CHILD) else { return };
+    let (driver, dir) = text.split_once(':').unwrap();
+    Child::run(Path::new(dir), driver);
+}
+
+/// Runs the child; true when it was killed, false when it came to its end.
+fn run_child(dir: &Path, driver: &str, fault: &str) -> bool {
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_of_the_fault_test", "--nocapture"])
+        .env(CHILD, format!("{driver}:{}", dir.display()))
+        .env(vellum_sys::fault::VARIABLE, fault)
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .status()
+        .unwrap();
+    match (status.signal(), status.code()) {
+        (Some(9), _) => true,
+        (_, Some(0)) => false,
+        _ => panic!("the child ended with {status} at {fault}"),
+    }
+}
+
+fn done(dir: &Path) -> BTreeSet<String> {
+    std::fs::read_to_string(dir.join(LOG)).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// What was reported is there; what was not may be, as a whole.
+fn assert_kept(store: &Store, done: &BTreeSet<String>, at: &str) {
+    let has = |what: &str| done.contains(what);
+    for (step, image) in [
+        ("load kept", "kept"),
+        ("tag tagged", "tagged"),
+        ("import flat", "flat"),
+        ("commit committed", "committed"),
+    ] {
+        if has(step) {
+            assert!(store.find_image(image).is_ok(), "{image} is lost, killed at {at}");
+        }
+    }
+    if has("rmi big") {
+        assert!(store.find_image("big").is_err(), "big is back, killed at {at}");
+    }
+    if has("create first") {
+        let row = store.find_container("first").unwrap();
+        let path = store.mount(&row.id, &MountOptions::default()).unwrap();
+        if has("rollback") {
+            assert_eq!(std::fs::read(path.join("new")).unwrap(), pattern(5000), "killed at {at}");
+        }
+        let _ = store.umount(&row.id, true, false).unwrap();
+    }
+    if has("rm second") {
+        assert!(store.find_container("second").is_err(), "second is back, killed at {at}");
+    }
+    for image in store.images().unwrap() {
+        store.image_config(&image.id).unwrap();
+        for layer in store.image_layers(&image.id).unwrap() {
+            store.layer_tar(layer.id, &mut std::io::sink()).unwrap();
+        }
+    }
+}
+
+/// After the kill: opened, checked, compared, collected, used again.
+fn look_after(place: &Place, at: &str) {
+    let dir = place.dir.as_ref().unwrap().path();
+    let done = done(dir);
+    if at.starts_with("store.reset") {
+        return;
+    }
+    let store = match Store::open(&place.options()) {
+        Ok(store) => store,
+        Err(e) if e.code() == Code::Damaged && at.starts_with("store.rebuild") => {
+            Store::rebuild(&place.options()).unwrap();
+            place.open()
+        }
+        Err(e) => panic!("killed at {at}: {}", told(&e)),
+    };
+    let findings = store.check(at.starts_with("store.repair"), &Silent).unwrap();
+    assert!(findings.iter().all(|f| f.repaired.is_some()), "killed at {at}: {findings:#?}");
+    assert_clean(&store);
+    assert_kept(&store, &done, at);
+    store.gc(false).unwrap();
+    assert_nothing_to_collect(&store);
+    assert_clean(&store);
+    assert_no_leak(&store, place, at);
+    store.load_image(Image::simple().input(&["again"], false), &Silent).unwrap();
+    assert_clean(&store);
+}
+
+/// Every folder of a layer is one that the catalog knows, and nothing else lies about.
+fn assert_no_leak(store: &Store, place: &Place, at: &str) {
+    let known = store.usage().unwrap().metadata.count;
+    let names = |folder: &str| -> Vec<String> {
+        std::fs::read_dir(store.root().join(folder))
+            .map(|entries| entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect())
+            .unwrap_or_default()
+    };
+    assert_eq!(names(&format!("layers/{}", place.driver)).len(), known, "killed at {at}");
+    for folder in ["tmp", "mnt", &format!("trash/{}", place.driver)] {
+        assert!(names(folder).is_empty(), "{folder} is not empty, killed at {at}");
+    }
+    let locks = names("locks");
+    assert!(locks.iter().all(|name| !name.starts_with("owner")), "{locks:?}, killed at {at}");
+}
+
+fn campaign(test: &str, driver: &str) {
+    for fault in FAULT_POINTS {
+        let Some(place) = Place::new(test, driver) else { return };
+        let dir = place.dir.as_ref().unwrap().path();
+        // A first process dies with an intent, so that the second has something to take over. It dies before the image is there,
+        // which is at a place that needs none of the later steps.
+        assert!(run_child(dir, driver, "store.load.created"));
+        assert!(run_child(dir, driver, fault), "no operation passes {fault}");
+        look_after(&place, fault);
+    }
+}
+
+#[test]
+fn root_a_process_killed_at_any_point_leaves_a_sound_store_on_overlay() {
+    campaign("root_a_process_killed_at_any_point_leaves_a_sound_store_on_overlay", "overlay");
+}
+
+#[test]
+fn root_a_process_killed_at_any_point_leaves_a_sound_store_on_vfs() {
+    campaign("root_a_process_killed_at_any_point_leaves_a_sound_store_on_vfs", "vfs");
+}
+
+#[test]
+fn root_a_full_disk_at_any_point_is_an_error_and_the_store_goes_on() {
+    let test = "root_a_full_disk_at_any_point_is_an_error_and_the_store_goes_on";
+    for fault in FAULT_POINTS
+        .iter()
+        .filter(|fault| fault.starts_with("store.load") || fault.starts_with("store.create"))
+    {
+        let Some(place) = Place::new(test, "overlay") else { return };
+        let dir = place.dir.as_ref().unwrap().path();
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_with_a_full_disk", "--nocapture"])
+            .env(CHILD, dir)
+            .env(vellum_sys::fault::VARIABLE, format!("{fault}=ENOSPC"))
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success(), "{fault}");
+        let store = place.open();
+        assert_clean(&store);
+        assert_nothing_to_collect(&store);
+    }
+}
+
+#[test]
+fn child_with_a_full_disk() {
+    let Ok(dir) = std::env::var(CHILD) else { return };
+    if dir.contains(':') {
+        return;
+    }
+    let store = Store::open(&options(Path::new(&dir), "overlay")).unwrap();
+    let image = Image::simple();
+    let mut failed = 0;
+    let mut full = |e: Error| {
+        assert_eq!(e.code(), Code::Full, "{}", told(&e));
+        failed += 1;
+    };
+    if let Err(e) = store.load_image(image.input(&["x"], true), &Silent) {
+        full(e);
+        store.load_image(image.input(&["x"], true), &Silent).unwrap();
+    }
+    if let Err(e) = store.create_container(&image.id(), CreateOptions::default()) {
+        full(e);
+        store.create_container(&image.id(), CreateOptions::default()).unwrap();
+    }
+    assert_eq!(failed, 1);
+}
