@@ -150,6 +150,21 @@ fn duplicates_and_trailing_bytes_come_back() {
     assert!(layer.path("gone").symlink_metadata().unwrap().mode() & 0o170_000 == 0o020_000);
 }
 
+/// umoci's `insert` writes neither the padding of the last file nor the two empty blocks of the end.
+#[test]
+fn an_archive_may_end_with_its_last_files_data() {
+    if !root_or_skip("an_archive_may_end_with_its_last_files_data") {
+        return;
+    }
+    let whole = entry(b'0', "file", "", b"nothing but this");
+    let data_end = 512 + b"nothing but this".len();
+    for cut in [data_end, data_end + 1, 1023, 1024] {
+        check(&whole[..cut], &format!("cut at {cut}"));
+    }
+    let layer = Layer::new(Style::Overlay);
+    assert!(layer.apply(&whole[..data_end - 1]).is_err(), "but not before it");
+}
+
 #[test]
 fn damage_is_found() {
     if !root_or_skip("damage_is_found") {

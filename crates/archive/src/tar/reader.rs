@@ -153,9 +153,12 @@ impl<R: BufRead, T: Tap> Reader<R, T> {
         if self.ended {
             return Ok(None);
         }
-        if !self.pass(self.left + self.padding).map_err(|e| self.io(e))? {
+        if !self.pass(self.left).map_err(|e| self.io(e))? {
             return Err(self.fail(None, Problem::Truncated));
         }
+        // umoci's `insert` ends an archive where its last file's data end. Nothing is lost but zeros: Go's reader takes
+        // that for the end, and so does this one.
+        self.pass(self.padding).map_err(|e| self.io(e))?;
         (self.left, self.padding, self.run) = (0, 0, 0);
         self.extents = Vec::new().into_iter();
         self.offset = self.position;
