@@ -18,7 +18,7 @@
 //!            └──────────────────────▶ view ──────┴───────────── remove ───────────┴──▶ (nothing)
 //! ```
 //!
-//! - **active**: may change, through a mount or a [`Target`](vellum_archive::target::Target). Nothing can lie on top.
+//! - **active**: may change, through a mount or a [`Target`]. Nothing can lie on top.
 //!   A container's layer is active all its life.
 //! - **committed**: never changes again. Only committed layers are parents.
 //! - **view**: a read-only look at its parent, with no content of its own.

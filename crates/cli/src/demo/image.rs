@@ -19,7 +19,7 @@ use vellum_archive::write::TarWriter;
 use vellum_oci::{NewImage, Output};
 use vellum_types::{ImageName, Platform};
 
-/// The number of layers that [`write`] makes.
+/// The number of layers that [`write()`] makes.
 pub(super) const LAYERS: usize = 3;
 
 /// Writes the image into `archive`; `scratch` is a folder for what is needed on the way.

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! 1. Files are chosen ([`files`]), written as three layers ([`image`]) and loaded.
-//! 2. A container is made, mounted, entered ([`inside`]), looked at, committed.
+//! 2. A container is made, mounted, entered ([`mod@inside`]), looked at, committed.
 //! 3. A hundred more are made, beside plain copies of the tree.
 //! 4. Everything is unmounted and deleted, also when a step failed.
 
