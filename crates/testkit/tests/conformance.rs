@@ -7,7 +7,8 @@
 // What a run did is shown when a test is asked for it.
 #![allow(clippy::print_stdout)]
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
 use vellum_archive::XattrForm;
 use vellum_driver::{DriverConfig, Factory, ProbeEnvironment};
 use vellum_testkit::conformance::{Case, Subject, run};
@@ -60,29 +61,64 @@ fn rootless(factory: &dyn Factory, test: &str, range: bool) {
     std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
     let work = scratch.folder("work").unwrap();
     std::os::unix::fs::chown(&work, Some(USER), Some(USER)).unwrap();
-    let map = if range { "--map-users=%,0,65536 --map-groups=%,0,65536" } else { "--map-root-user" };
-    let map = map.replace('%', &USER.to_string());
-    let mut command = if range {
-        // Root writes the maps, as the set-user-ID helpers do for a user.
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--setuid=0", "--setgid=0"]);
-        command
+    let user = USER.to_string();
+    let (mut command, _holder) = if range {
+        let holder = match Holder::new() {
+            Ok(holder) => holder,
+            Err(error) => skip!("this machine makes no user namespace: {error}"),
+        };
+        let mut command = Command::new("nsenter");
+        command.args([
+            "--user",
+            "--mount",
+            "--setuid=0",
+            "--setgid=0",
+            "--target",
+            &holder.0.id().to_string(),
+        ]);
+        (command, Some(holder))
     } else {
         let mut command = Command::new("setpriv");
-        let user = USER.to_string();
-        command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "unshare", "--user"]);
-        command
+        command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]);
+        command.args(["unshare", "--user", "--map-root-user", "--mount"]);
+        (command, None)
     };
-    command.args(map.split(' ')).arg("--mount").arg(&copy).args(["--exact", test, "--nocapture"]);
+    command.arg(&copy).args(["--exact", test, "--nocapture"]);
     command.env(INSIDE, "1").env("TMPDIR", &work).env("HOME", &work).current_dir(&work);
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     let _ = unmount_below(&work);
-    if said.contains("unshare: unshare failed") || said.contains("unrecognized option") {
+    if said.contains("unshare: unshare failed") {
         skip!("this machine does not let users make namespaces: {}", said.trim());
     }
     assert!(output.status.success(), "{said}");
     println!("{said}");
+}
+
+/// A process that keeps namespaces with a range of ids, which root maps as the set-user-ID helpers do for a user.
+struct Holder(Child);
+
+impl Holder {
+    fn new() -> std::io::Result<Self> {
+        let sleep = ["--user", "--mount", "sh", "-c", "echo made && exec sleep 3600"];
+        let mut child = Command::new("unshare").args(sleep).stdout(Stdio::piped()).spawn()?;
+        let mut made = String::new();
+        if let Some(pipe) = child.stdout.take() {
+            BufReader::new(pipe).read_line(&mut made)?;
+        }
+        let holder = Self(child);
+        for map in ["uid_map", "gid_map"] {
+            std::fs::write(format!("/proc/{}/{map}", holder.0.id()), format!("0 {USER} 65536\n"))?;
+        }
+        Ok(holder)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Nobody's number, and the first of a range that no account of a test machine has.

@@ -24,7 +24,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     case!(
         get_cwd,
-        "the working directory has a path, also in a directory of a lower layer and after a rename (https://github.com/moby/moby/issues/19082)"
+        "the working directory has a path, also in a directory of a lower layer, before and after it is copied up (https://github.com/moby/moby/issues/19082)"
     ),
     case!(
         remove_while_walking,
@@ -101,18 +101,13 @@ fn get_cwd(lab: &Lab<'_>) -> Outcome {
     let base = lab.layer(None, |h| h.dir("a", 0o755).and_then(|()| h.dir("a/b", 0o755)))?;
     let id = lab.create(Some(base))?;
     lab.within(id, |root| {
-        let script =
-            "/bin/pwd -P && touch new && /bin/pwd -P && mv ../../a/b ../../a/c 2>/dev/null; /bin/pwd -P";
+        // The second time the directory has been copied up.
+        let script = "/bin/pwd -P && touch new && /bin/pwd -P && cd .. && /bin/pwd -P";
         let output = Command::new("/bin/sh").args(["-c", script]).current_dir(root.join("a/b")).output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let lines: Vec<_> = text.lines().collect();
-        let expected = root.join("a/b").canonicalize().unwrap_or_else(|_| root.join("a/b"));
-        ensure!(lines.len() == 3 && output.status.success(), "pwd failed: {output:?}");
-        ensure!(
-            lines[1] == lines[0] && lines[0].ends_with("/a/b"),
-            "pwd says {lines:?}, not {}",
-            expected.display()
-        );
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let path = |path: &str| root.join(path).display().to_string();
+        let expected = [path("a/b"), path("a/b"), path("a")];
+        ensure!(said.lines().eq(expected.iter().map(String::as_str)), "pwd says {said:?}: {output:?}");
         Ok(())
     })
 }
