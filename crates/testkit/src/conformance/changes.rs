@@ -2,10 +2,11 @@
 
 use crate::tree::{Compare, Snapshot};
 use std::collections::BTreeMap;
+use std::fmt;
 use vellum_driver::{Change, DiffEntry, DiffSink};
 
 /// Changes as they are told to people: `A /x`, `C /x`, `D /x`, in the order a driver told them, and the paths byte for byte.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Told(pub Vec<String>, Vec<Vec<u8>>);
 
 impl Told {
@@ -26,6 +27,12 @@ impl Told {
     fn add(&mut self, change: Change, path: &[u8]) {
         self.0.push(line(change, path));
         self.1.push(path.to_vec());
+    }
+}
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
     }
 }
 

@@ -184,7 +184,9 @@ fn xattrs(at: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
         Err(error) => return Err(error.into()),
     };
     let mut out = BTreeMap::new();
-    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    // XFS tells ACLs twice, under a name of its own too.
+    let alias = |name: &&[u8]| name.is_empty() || name.starts_with(b"trusted.SGI_ACL_");
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !alias(name)) {
         let mut value = vec![0; 64 << 10];
         let len = lgetxattr(at, OsStr::from_bytes(name), &mut value)?;
         value.truncate(len);

@@ -375,7 +375,7 @@ fn hard_links_removed(lab: &Lab<'_>) -> Outcome {
 }
 
 fn symbolic_links(lab: &Lab<'_>) -> Outcome {
-    let long = "long/".repeat(400);
+    let long = "long/".repeat(200);
     stack(
         lab,
         &[
@@ -405,7 +405,7 @@ fn special_files(lab: &Lab<'_>) -> Outcome {
             .mode(0o666)
             .block_device("loop", 7, 300)
             .owner(0, 6)
-            .char_device("big", 500, 1_000_000);
+            .char_device("big", 500, 200_000);
     }
     stack(
         lab,

@@ -101,9 +101,9 @@ fn copy_of_a_base(lab: &Lab<'_>) -> Outcome {
 
 fn copy_of_copies(lab: &Lab<'_>) -> Outcome {
     let (_, id) = changed(lab)?;
+    let tree = lab.snapshot(id)?;
     let saved = lab.new_id()?;
     lab.driver().copy(id, saved)?;
-    let tree = lab.snapshot(saved)?;
     lab.change(id, |h| h.remove("d").and_then(|()| h.file("big", "", 0o600)))?;
     let back = lab.new_id()?;
     lab.driver().copy(saved, back)?;

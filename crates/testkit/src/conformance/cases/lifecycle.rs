@@ -254,12 +254,14 @@ fn walk_while_layers_go(lab: &Lab<'_>) -> Outcome {
     for _ in 0..5 {
         lab.create(Some(base))?;
     }
+    let mut removed = 0;
     lab.driver().walk(&mut |id, info| {
         if lab.driver().stat(id)?.is_none() {
             return Err(vellum_driver::Error::not_found("stat in a walk", id));
         }
         if info?.kind == Kind::Active {
             let _ = lab.driver().remove(id, &lab.trash())?;
+            removed += 1;
         }
         Ok(())
     })?;
@@ -268,7 +270,7 @@ fn walk_while_layers_go(lab: &Lab<'_>) -> Outcome {
         left.push(id);
         Ok(())
     })?;
-    ensure!(left == [base], "left: {left:?}");
+    ensure!(removed == 5 && left == [base], "{removed} of 5 were met and removed; left: {left:?}");
     lab.purge()
 }
 

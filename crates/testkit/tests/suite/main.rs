@@ -1,0 +1,174 @@
+//! The conformance suite itself, tested: a driver that is broken in one way must fail the cases that are about it.
+//!
+//! The driver that is broken is vfs, which passes the suite whole; [`Fault`] lists the ways.
+
+mod driver;
+mod target;
+
+use driver::Broken;
+use std::collections::BTreeSet;
+use vellum_archive::XattrForm;
+use vellum_driver::{Driver, DriverConfig};
+use vellum_testkit::conformance::{Case, Report, Subject, all, run};
+use vellum_testkit::scratch::{Kind, Scratch};
+use vellum_testkit::skip;
+
+/// One way in which a driver may be broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// Not at all.
+    None,
+    // What the target loses of an archive.
+    WhiteoutsForgotten,
+    OpaqueForgotten,
+    XattrsLost,
+    TimesRounded,
+    SpecialBitsLost,
+    OwnersLost,
+    HolesFilled,
+    HardLinksForgotten,
+    LinksForgotten,
+    NodesForgotten,
+    ContentCut,
+    RootForgotten,
+    LongNamesForgotten,
+    // What a diff tells wrongly.
+    DeletionsNotTold,
+    ParentsNotTold,
+    OrderWrong,
+    ChangesNotTold,
+    AllTold,
+    // What happens to layers.
+    ParentForgotten,
+    SecondCreateAccepted,
+    ParentNotChecked,
+    OptionsIgnored,
+    CommitForgotten,
+    CommitNotChecked,
+    CopyEmpty,
+    CopyNotChecked,
+    Shared,
+    ReadOnlyIgnored,
+    RemoveForgotten,
+    TrashUnnamed,
+    PurgeForgotten,
+    StatWrong,
+    WalkForgetful,
+    WalkDead,
+    UnknownAccepted,
+    UsageWrong,
+    PlanChanges,
+    MetadataElsewhere,
+    // What is claimed and does not hold.
+    NothingListed,
+    QuotaClaimed,
+    InstantClaimed,
+    ReflinkClaimed,
+    ParallelClaimed,
+    NoRenameClaimed,
+    FewLayersClaimed,
+    VolatileRefused,
+}
+
+/// For each fault, cases that must find it.
+const FOUND_BY: &[(Fault, &[&str])] = &[
+    (
+        Fault::WhiteoutsForgotten,
+        &["whiteouts_hide", "deleted_in_child", "unpack_then_write", "unpacked_diff", "echo"],
+    ),
+    (Fault::OpaqueForgotten, &["opaque_hides", "opaque_root", "opaque_then_more"]),
+    (Fault::XattrsLost, &["everything_kept", "attributes", "attributes_of_root", "parents_not_listed"]),
+    (Fault::TimesRounded, &["everything_kept", "times", "base_and_snap"]),
+    (Fault::SpecialBitsLost, &["everything_kept", "base_and_snap", "chmod_tree"]),
+    (Fault::OwnersLost, &["everything_kept", "chown_tree", "directory_permission_on_commit"]),
+    (Fault::HolesFilled, &["everything_kept"]),
+    (Fault::HardLinksForgotten, &["everything_kept", "hard_links_made", "links_to_lower_layers"]),
+    (Fault::LinksForgotten, &["everything_kept", "symbolic_links", "swap_types"]),
+    (Fault::NodesForgotten, &["everything_kept", "special_files"]),
+    (
+        Fault::ContentCut,
+        &["everything_kept", "metadata_only", "big_file_patched", "file_update", "many_files"],
+    ),
+    (Fault::RootForgotten, &["root_changes", "everything_kept"]),
+    (Fault::LongNamesForgotten, &["longest_names"]),
+    (
+        Fault::DeletionsNotTold,
+        &["deleted_in_child", "remove_while_walking", "moved_from_lower", "remove_after_commit"],
+    ),
+    (Fault::ParentsNotTold, &["echo", "unpacked_diff"]),
+    (Fault::OrderWrong, &["many_files", "rename_lower_directory"]),
+    (Fault::ChangesNotTold, &["file_update", "chmod_tree", "metadata_only", "layers_128", "rename_files"]),
+    (Fault::AllTold, &["untouched", "empty_layers", "copy_is_the_same"]),
+    (Fault::ParentForgotten, &["basic", "kinds_and_parents", "programs_run", "get_cwd", "layers_128"]),
+    (Fault::SecondCreateAccepted, &["same_id_twice", "copy_is_checked"]),
+    (Fault::ParentNotChecked, &["parents_are_checked"]),
+    (Fault::OptionsIgnored, &["unknown_options"]),
+    (Fault::CommitForgotten, &["basic", "kinds_and_parents", "opened_again"]),
+    (Fault::CommitNotChecked, &["commit_is_checked"]),
+    (Fault::CopyEmpty, &["copy_is_the_same", "copies_are_apart", "copy_of_a_base", "copy_of_copies"]),
+    (Fault::CopyNotChecked, &["copy_is_checked"]),
+    (Fault::Shared, &["writers_do_not_meet", "lower_stays", "basic"]),
+    (Fault::ReadOnlyIgnored, &["read_only_looks"]),
+    (Fault::RemoveForgotten, &["remove_any_state", "remove_from_the_top", "walk_while_layers_go", "basic"]),
+    (Fault::TrashUnnamed, &["removal_is_not_deletion"]),
+    (Fault::PurgeForgotten, &["removal_is_not_deletion", "create_empty"]),
+    (Fault::StatWrong, &["kinds_and_parents", "basic", "opened_again"]),
+    (Fault::WalkForgetful, &["walk_tells_all", "walk_while_layers_go"]),
+    (Fault::WalkDead, &["walk_tells_all"]),
+    (Fault::UnknownAccepted, &["unknown_layers"]),
+    (Fault::UsageWrong, &["usage_counts", "everything_kept"]),
+    (Fault::PlanChanges, &["mounts_are_counted"]),
+    (Fault::MetadataElsewhere, &["facts_for_people"]),
+    (Fault::NothingListed, &["reasons_are_given"]),
+    (Fault::QuotaClaimed, &["claims_quota"]),
+    (Fault::InstantClaimed, &["claims_instant_create"]),
+    (Fault::ReflinkClaimed, &["claims_reflink"]),
+    (Fault::ParallelClaimed, &["claims_parallel_unpack", "joined_late"]),
+    (Fault::NoRenameClaimed, &["claims_directory_rename"]),
+    (Fault::FewLayersClaimed, &["too_deep"]),
+    (Fault::VolatileRefused, &["claims_volatile"]),
+];
+
+fn with(fault: Fault, choose: impl Fn(&Case) -> bool) -> Report {
+    let scratch = Scratch::new(Kind::Tmpfs).unwrap_or_else(|error| panic!("{error}"));
+    let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+    let wrap = |driver: Box<dyn Driver>| -> Box<dyn Driver> { Box::new(Broken::new(driver, fault)) };
+    run(&Subject::new(&vellum_driver_vfs::FACTORY, config).wrapped(&wrap), scratch.path(), choose)
+}
+
+#[test]
+fn root_every_fault_is_found() {
+    if !rustix::process::geteuid().is_root() {
+        skip!("mounting needs root");
+    }
+    let mut wrong = Vec::new();
+    for (fault, cases) in FOUND_BY {
+        let report = with(*fault, |case| cases.contains(&case.name));
+        let failed: BTreeSet<_> = report.failed.iter().map(|(name, _)| *name).collect();
+        let missed: Vec<_> = cases.iter().filter(|case| !failed.contains(**case)).collect();
+        if !missed.is_empty() {
+            wrong.push(format!("{fault:?} is not found by {missed:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn root_the_wrapper_alone_breaks_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        skip!("mounting needs root");
+    }
+    let report = with(Fault::None, |_| true);
+    assert!(report.failed.is_empty(), "{report}");
+}
+
+#[test]
+fn plain_names_are_unique_and_known() {
+    let names: BTreeSet<_> = all().map(|case| case.name).collect();
+    assert_eq!(names.len(), all().count(), "two cases of one name");
+    for (fault, cases) in FOUND_BY {
+        for case in *cases {
+            assert!(names.contains(case), "{fault:?} names the case {case}, which there is not");
+        }
+    }
+}
