@@ -3,7 +3,7 @@
 use crate::failure::{Kind, Plain, Result};
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,13 +15,20 @@ const TOOLS: [&str; 22] = [
 /// Where programs are looked for.
 const FOLDERS: [&str; 5] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"];
 
-/// The files of the image: (path in the image, path here).
+/// Folders whose files make up the bulk of an image, as in every real one, and how much of them is taken.
+const BULK: [&str; 4] = ["/usr/share", "/usr/lib/python3", "/usr/lib/git-core", "/usr/include"];
+const BULK_FILES: usize = 3000;
+const BULK_BYTES: u64 = 64 << 20;
+
+/// The files of the image, by their paths here.
 #[derive(Debug, Default)]
 pub(super) struct Chosen {
     /// The shell with its libraries.
     pub(super) shell: BTreeSet<PathBuf>,
     /// The tools with what else they need.
     pub(super) tools: BTreeSet<PathBuf>,
+    /// Data that programs read.
+    pub(super) bulk: BTreeSet<PathBuf>,
     /// The shell's own path.
     pub(super) sh: PathBuf,
     /// Names that busybox goes by, when it is all there is.
@@ -30,17 +37,39 @@ pub(super) struct Chosen {
 
 /// Chooses among what this machine has.
 pub(super) fn choose() -> Result<Chosen> {
-    if let Some(chosen) = of_tools() {
-        return Ok(chosen);
-    }
-    of_busybox().ok_or_else(|| {
+    let chosen = of_tools().or_else(of_busybox).ok_or_else(|| {
         Plain::new(
             Kind::Unsupported,
             "this machine has no shell whose libraries can be found, and no busybox",
         )
         .hint("install busybox-static, or run the demo on another machine")
-        .into()
-    })
+    })?;
+    Ok(Chosen { bulk: bulk(), ..chosen })
+}
+
+/// Files that everybody may read, folder by folder, until there are enough.
+fn bulk() -> BTreeSet<PathBuf> {
+    let mut files = BTreeSet::new();
+    let mut bytes = 0;
+    let mut folders: Vec<PathBuf> = BULK.iter().rev().map(PathBuf::from).collect();
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        paths.sort();
+        for path in paths {
+            let Ok(facts) = path.symlink_metadata() else { continue };
+            if facts.is_dir() {
+                folders.push(path);
+            } else if facts.is_file() && facts.mode() & 0o004 != 0 && facts.len() <= BULK_BYTES / 16 {
+                bytes += facts.len();
+                files.insert(path);
+            }
+            if files.len() >= BULK_FILES || bytes >= BULK_BYTES {
+                return files;
+            }
+        }
+    }
+    files
 }
 
 fn of_tools() -> Option<Chosen> {
@@ -62,7 +91,7 @@ fn of_busybox() -> Option<Chosen> {
     let shell = needs(&path)?.into_iter().chain([path.clone()]).collect();
     let listed = Command::new(&path).arg("--list").output().ok()?;
     let applets = String::from_utf8_lossy(&listed.stdout).split_whitespace().map(str::to_owned).collect();
-    Some(Chosen { shell, sh: path, applets, tools: BTreeSet::new() })
+    Some(Chosen { shell, sh: path, applets, ..Chosen::default() })
 }
 
 fn program(name: &str) -> Option<PathBuf> {

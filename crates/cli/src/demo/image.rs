@@ -1,4 +1,4 @@
-//! The image of the demonstration: three layers, written as tars and packed as an OCI archive.
+//! The image of the demonstration: four layers, written as tars and packed as an OCI archive.
 
 use super::files::Chosen;
 use crate::failure::{Result, io};
@@ -20,13 +20,14 @@ use vellum_oci::{NewImage, Output};
 use vellum_types::{ImageName, Platform};
 
 /// The number of layers that [`write()`] makes.
-pub(super) const LAYERS: usize = 3;
+pub(super) const LAYERS: usize = 4;
 
 /// Writes the image into `archive`; `scratch` is a folder for what is needed on the way.
 pub(super) fn write(chosen: &Chosen, scratch: &Path, name: &ImageName, archive: &Path) -> Result<()> {
     let shell = Layer::new(scratch, "shell.tar")?.links()?.files(&chosen.shell)?;
     let shell = if chosen.applets.is_empty() { shell } else { shell.applets(scratch, chosen)? };
     let tools = Layer::new(scratch, "tools.tar")?.files(&chosen.tools)?;
+    let bulk = Layer::new(scratch, "bulk.tar")?.files(&chosen.bulk)?;
     let settings = Layer::new(scratch, "settings.tar")?.settings(scratch)?;
     let platform = Platform::host();
     let step = |what: &str| json!({ "created": "1970-01-01T00:00:00Z", "created_by": what });
@@ -35,12 +36,12 @@ pub(super) fn write(chosen: &Chosen, scratch: &Path, name: &ImageName, archive: 
         "architecture": platform.architecture,
         "created": "1970-01-01T00:00:00Z",
         "config": { "Cmd": [chosen.sh.to_string_lossy()], "Env": ["PATH=/usr/bin:/bin"] },
-        "history": [step("a shell and its libraries"), step("tools and theirs"), step("settings")],
+        "history": [step("a shell and its libraries"), step("tools and theirs"), step("data"), step("settings")],
     });
     let image = NewImage {
         name: name.clone(),
         config: config.as_object().cloned().unwrap_or_default(),
-        layers: vec![shell.finish()?, tools.finish()?, settings.finish()?],
+        layers: vec![shell.finish()?, tools.finish()?, bulk.finish()?, settings.finish()?],
     };
     let file = File::options().read(true).write(true).create_new(true).open(archive);
     let file = file.map_err(io(format!("write {}", archive.display())))?;

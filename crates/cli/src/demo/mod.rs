@@ -2,12 +2,11 @@
 //!
 //! ```text
 //! DIR/vellum-demo-PID/
-//!   image.tar      the image as an OCI archive            (written by hand here, through no tool)
+//!   scratch/       layers' tars, image.tar (the image as an OCI archive), copy-N (plain copies of the tree)
 //!   store/         a store of its own
-//!   copies/        plain copies of the tree, to compare
 //! ```
 //!
-//! 1. Files are chosen ([`files`]), written as three layers ([`image`]) and loaded.
+//! 1. Files are chosen ([`files`]), written as four layers ([`image`]) and loaded.
 //! 2. A container is made, mounted, entered ([`mod@inside`]), looked at, committed.
 //! 3. A hundred more are made, beside plain copies of the tree.
 //! 4. Everything is unmounted and deleted, also when a step failed.
