@@ -57,6 +57,10 @@ pub(crate) fn index(file: &File, archive: &str) -> Result<Index> {
         file.read_exact_at(buffer, at).map_err(Error::io(format!("read {archive} at offset {at}")))
     };
     let damaged = |at: u64, reason: &str| Error::damaged(archive, format!("{reason}, at offset {at}"));
+    if length < BLOCK {
+        let reason = "it is shorter than any tar".into();
+        return Err(Error::NotAnArchive { archive: archive.to_owned(), reason });
+    }
     let mut entries = Index::new();
     let mut next = Extension::default();
     let mut at = 0;
@@ -65,6 +69,10 @@ pub(crate) fn index(file: &File, archive: &str) -> Result<Index> {
         read(at, &mut header)?;
         if header.iter().all(|byte| *byte == 0) {
             break;
+        }
+        if at == 0 && !checksum_fits(&header) {
+            let reason = "it is neither a folder nor a tar".into();
+            return Err(Error::NotAnArchive { archive: archive.to_owned(), reason });
         }
         if !checksum_fits(&header) {
             return Err(damaged(at, "a tar header's checksum is wrong"));
