@@ -1,0 +1,151 @@
+//! Containers from the cradle to the grave, through the command, on both drivers.
+
+mod common;
+
+use common::{DRIVERS, Store, is_root};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use vellum_testkit::skip;
+
+#[test]
+fn root_a_container_lives() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    for driver in DRIVERS {
+        let store = Store::with_images(driver);
+        let id = store.words("create --name c derived:2").ok();
+        assert_eq!(id.len(), 64);
+        let root = PathBuf::from(store.run(["mount", &id[..8]]).ok());
+        assert_eq!(store.words("mount c").ok(), root.to_str().unwrap());
+        assert_eq!(std::fs::read_to_string(root.join("etc/new")).unwrap(), "new\n");
+        assert!(!root.join("etc/second").exists());
+        std::fs::write(root.join("added"), "1").unwrap();
+        std::fs::remove_file(root.join("etc/link")).unwrap();
+        assert_eq!(store.words("diff c").ok(), "A /added\nC /etc\nD /etc/link");
+        assert_eq!(store.json("diff --json c")[0]["path"], "/added");
+        assert_eq!(store.words("snapshot c one").ok(), "one");
+        std::fs::write(root.join("added"), "2").unwrap();
+        assert!(store.words("rollback c one").fails(4).contains("mounted"));
+        store.words("umount c").ok();
+        assert!(root.join("added").exists(), "it was mounted twice");
+        store.words("umount c").ok();
+        assert_eq!(store.words("rollback c").ok(), "one");
+        let root = PathBuf::from(store.words("mount c").ok());
+        assert_eq!(std::fs::read_to_string(root.join("added")).unwrap(), "1");
+        assert_eq!(store.json("snapshots --json c")[0]["name"], "one");
+        assert!(store.words("rm c").fails(4).contains("hint: "));
+        let image = store.run(["commit", "-m", "why", "-c", "CMD [\"/bin/sh\"]", "c", "third:3"]).ok();
+        assert!(image.starts_with("sha256:"));
+        assert_eq!(store.json("image history --json third:3")[0]["comment"], "why");
+        store
+            .shell("$V export c | tar tf - | grep -qx added || $V export c | tar tf - | grep -qx ./added")
+            .ok();
+        assert_eq!(store.words("rm -f c").ok(), "c");
+        assert!(!root.join("added").exists());
+        assert_eq!(store.words("check").ok(), "The store is sound.");
+        let removed = store.words("rmi third:3 derived:2 base:1").ok();
+        assert_eq!(removed.lines().filter(|line| line.starts_with("Deleted: sha256:")).count(), 3);
+        store.words("gc").ok();
+        let df = store.json("df --json");
+        assert_eq!(df["images"]["bytes"], 0, "{df}");
+    }
+}
+
+#[test]
+fn root_exit_codes_are_as_documented() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("overlay");
+    store.words("frobnicate").fails(2);
+    store.words("create --name a/b base:1").fails(2);
+    store.words("create nosuch").fails(3);
+    store.words("load -i nosuch").fails(3);
+    store.words("save nosuch").fails(3);
+    store.words("create --name c base:1").ok();
+    store.words("create --name c base:1").fails(5);
+    store.words("rmi base:1").fails(4);
+    store.words("load -i tree/etc/first").fails(7);
+    // All are tried, and the first failure counts.
+    let ran = store.words("rm nosuch c");
+    assert_eq!((ran.code, ran.out.as_str()), (Some(3), "c\n"));
+    let elsewhere = store.path("tree");
+    assert!(
+        store
+            .run(["--root", elsewhere.to_str().unwrap(), "system", "reset", "-f"])
+            .fails(3)
+            .contains("store")
+    );
+    assert!(elsewhere.join("etc/first").exists());
+    store.words("system reset").fails(2);
+    assert!(store.words("--help").ok().contains("141"));
+}
+
+#[test]
+fn root_a_closed_pipe_ends_quietly() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("overlay");
+    for command in ["images", "save derived:2", "completions bash", "image inspect --json derived:2", "info"]
+    {
+        let ran = store.shell(&format!("$V {command} | true; echo ${{PIPESTATUS[0]}}"));
+        assert!(ran.err.is_empty(), "{command}: {ran:?}");
+        assert!(["0\n", "141\n"].contains(&ran.out.as_str()), "{command}: {ran:?}");
+    }
+    store.shell("$V save derived:2 > /dev/full").fails(6);
+}
+
+#[test]
+fn root_removing_does_not_hold_the_output() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("overlay");
+    store.words("create --name c base:1").ok();
+    let start = Instant::now();
+    assert_eq!(store.shell("x=$($V rm c); y=$($V rmi derived:2 base:1); echo $x").ok(), "c");
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn root_lists_are_json_too() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("overlay");
+    for list in ["images --json", "ps --json", "driver ls --json", "image tree --json", "check --json"] {
+        assert!(store.json(list).is_array(), "{list}");
+    }
+    for object in ["info --json", "df --json", "gc --dry-run --json"] {
+        assert!(store.json(object).is_object(), "{object}");
+    }
+    assert_eq!(store.json("--driver overlay2 info --json")["driver"], "overlay");
+    let images = store.words("images base").ok();
+    assert_eq!(images.lines().count(), 2, "{images}");
+    assert!(images.starts_with("REPOSITORY   TAG"), "{images}");
+}
+
+#[test]
+fn plain_manuals_and_completions_are_made() {
+    let store = Store::new("vfs");
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(store.run(["completions", shell]).ok().contains("vellum"));
+    }
+    std::fs::create_dir(store.path("man")).unwrap();
+    store.words("man man").ok();
+    let page = std::fs::read_to_string(store.path("man/vellum.1")).unwrap();
+    assert!(page.contains("141") && store.path("man/vellum-image-history.1").exists());
+}
+
+#[test]
+fn root_the_demo_leaves_nothing() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::new("overlay");
+    let out = store.run(["demo", "--dir", store.dir.path().to_str().unwrap()]).ok();
+    assert!(out.contains("A /root/greeting") && out.contains("containers created"), "{out}");
+    assert_eq!(std::fs::read_dir(store.dir.path()).unwrap().count(), 0);
+}
