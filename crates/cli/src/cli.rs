@@ -37,10 +37,24 @@ Exit codes:
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// The store's folder [default: /var/lib/vellum as root, $XDG_DATA_HOME/vellum otherwise]
-    #[arg(long, global = true, value_name = "DIR", env = "VELLUM_ROOT", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        overrides_with = "root",
+        value_name = "DIR",
+        env = "VELLUM_ROOT",
+        hide_env = true
+    )]
     pub(crate) root: Option<PathBuf>,
     /// The storage driver [default: the one the store has, or the best that works here]
-    #[arg(long, global = true, value_name = "NAME", env = "VELLUM_DRIVER", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        overrides_with = "driver",
+        value_name = "NAME",
+        env = "VELLUM_DRIVER",
+        hide_env = true
+    )]
     pub(crate) driver: Option<String>,
 }
 

@@ -59,10 +59,13 @@ pub(crate) fn enter(root: &Path) -> Result<()> {
 
 /// Lets go of the namespace of the store at `root`.
 pub(crate) fn leave(root: &Path) -> Result<()> {
-    if !is_host_root() {
-        ns::end(&namespace_folder(root)?)?;
+    if is_host_root() {
+        return Ok(());
     }
-    Ok(())
+    let folder = namespace_folder(root)?;
+    ns::end(&folder)?;
+    // Only a lock is left in it, which means nothing without a holder.
+    std::fs::remove_dir_all(&folder).map_err(io(format!("remove {}", folder.display())))
 }
 
 /// Whether what this process mounts is out of sight of the process that started it: it entered a namespace on the way.

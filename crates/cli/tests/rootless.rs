@@ -60,7 +60,7 @@ fn root_an_ordinary_user_has_a_store() {
     }
     let user = User::new();
     if let Some(reason) = refused(&user) {
-        skip!(&reason);
+        skip!("{reason}");
     }
     user.shell("mkdir -p tree/etc && echo hi > tree/etc/x && $V import tree base:1").ok();
     assert!(user.path(".local/share/vellum/catalog.db").exists());

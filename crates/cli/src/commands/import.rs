@@ -26,7 +26,9 @@ impl Import {
         let source = if self.source.as_os_str() == "-" {
             ImportSource::Tar(Box::new(std::io::stdin()))
         } else if self.source.is_dir() {
-            ImportSource::Folder(self.source.clone())
+            // A link to a folder was meant as the folder.
+            let folder = std::fs::canonicalize(&self.source);
+            ImportSource::Folder(folder.map_err(io(format!("open {}", self.source.display())))?)
         } else {
             ImportSource::Tar(Box::new(opened()?))
         };

@@ -70,11 +70,11 @@ pub(crate) fn index(file: &File, archive: &str) -> Result<Index> {
         if header.iter().all(|byte| *byte == 0) {
             break;
         }
-        if at == 0 && !checksum_fits(&header) {
-            let reason = "it is neither a folder nor a tar".into();
-            return Err(Error::NotAnArchive { archive: archive.to_owned(), reason });
-        }
         if !checksum_fits(&header) {
+            if at == 0 {
+                let reason = "it is neither a folder nor a tar".into();
+                return Err(Error::NotAnArchive { archive: archive.to_owned(), reason });
+            }
             return Err(damaged(at, "a tar header's checksum is wrong"));
         }
         let size = number(&header[124..136]).ok_or_else(|| damaged(at, "a tar header's size is wrong"))?;
