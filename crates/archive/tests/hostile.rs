@@ -133,6 +133,9 @@ fn whiteouts_hide_lower_layers_only_in_any_order() {
         entry(b'0', "e/.wh.lower", "", b""),
         entry(b'0', "f", "", b"own"),
         entry(b'0', ".wh.f", "", b""),
+        // umoci writes a directory that became a file like this.
+        entry(b'0', "g", "", b"a file now"),
+        entry(b'0', "g/.wh.below", "", b""),
     ];
     for reversed in [false, true] {
         for style in BOTH {

@@ -101,6 +101,12 @@ fn key(path: &[u8]) -> u128 {
     xxh3_128(path)
 }
 
+/// The paths of the directories that an entry lies in, the nearest first.
+fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let slashes = (0..path.len()).rev().filter(|at| path[*at] == b'/').map(|at| &path[..at]);
+    slashes.chain((!path.is_empty()).then_some(&b""[..]))
+}
+
 impl Plan {
     fn read(&mut self, manifest: &mut dyn Read, start: u64, raw: bool) -> io::Result<u64> {
         let mut index = start;
@@ -116,8 +122,12 @@ impl Plan {
         match entry.what {
             What::Whiteout => {
                 self.hidden.insert(at, start);
-                // The mark itself lies in the layer's own folder, unless the layer has an entry there.
-                if raw && self.expected.get(&at).is_none_or(|old| old.index < start) {
+                // The mark itself lies in the layer's own folder, unless the layer has an entry there, or a file where the
+                // directory would be: what lies below a file is hidden without a mark.
+                let own = |path: &[u8]| self.expected.get(&key(path)).filter(|e| e.index >= start);
+                let below_file = parents(entry.path.as_bytes())
+                    .any(|path| own(path).is_some_and(|e| !matches!(e.what, What::Dir | What::ImpliedDir)));
+                if raw && !below_file && own(entry.path.as_bytes()).is_none() {
                     self.expected
                         .insert(at, Expected { index, what: entry.what, facts: entry.facts, seen: false });
                 }
@@ -147,9 +157,7 @@ impl Plan {
         if over(&self.hidden, bytes) {
             return true;
         }
-        let parents = (0..bytes.len()).rev().filter(|at| bytes[*at] == b'/').map(|at| &bytes[..at]);
-        let root = (!bytes.is_empty()).then_some(&b""[..]);
-        parents.chain(root).any(|parent| over(&self.hidden, parent) || over(&self.hidden_below, parent))
+        parents(bytes).any(|parent| over(&self.hidden, parent) || over(&self.hidden_below, parent))
     }
 }
 

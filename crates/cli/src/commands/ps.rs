@@ -12,8 +12,13 @@ use vellum_store::ContainerRow;
 use vellum_types::{ContainerId, ContainerName, ImageId, ImageName, LayerId};
 
 /// List containers
+///
+/// All of them, always: Vellum runs none, so that there are no stopped ones to leave out.
 #[derive(Debug, Args)]
 pub(crate) struct Ps {
+    /// Taken for the habit of it: all containers are listed anyway
+    #[arg(short, long)]
+    all: bool,
     /// Print ids only
     #[arg(short, long)]
     quiet: bool,
