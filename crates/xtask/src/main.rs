@@ -9,7 +9,7 @@ mod run;
 mod test;
 
 use clap::{Parser, Subcommand};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 /// Chores of the workspace.
 #[derive(Debug, Parser)]
@@ -64,8 +64,17 @@ fn main() -> ExitCode {
 
 fn docs() -> Result<(), run::Error> {
     run::cargo(&["build", "--release", "--package", "vellum-cli"])?;
-    let out = run::root().join("target/docs");
-    run::run(std::process::Command::new(run::root().join("target/release/vellum")).arg("docs").arg(&out))?;
-    println!("{}", out.display());
+    let vellum = run::target().join("release/vellum");
+    let docs = run::target().join("docs");
+    let man = docs.join("man");
+    std::fs::create_dir_all(&man).map_err(run::Error::at(format!("make {}", man.display())))?;
+    run::run(Command::new(&vellum).arg("man").arg(&man))?;
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let path = docs.join(format!("vellum.{shell}"));
+        let file =
+            std::fs::File::create(&path).map_err(run::Error::at(format!("write {}", path.display())))?;
+        run::run(Command::new(&vellum).args(["completions", shell]).stdout(file))?;
+    }
+    println!("{}", docs.display());
     Ok(())
 }

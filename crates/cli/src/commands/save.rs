@@ -146,8 +146,19 @@ impl Pending {
         Ok(Self { file, path: path.to_owned(), temporary: Some(temporary) })
     }
 
-    /// Gives the file its name, in the place of what had it.
+    /// Gives the file its name, in the place of what had it, when it is on the disk.
     pub(super) fn publish(mut self) -> Result<()> {
+        let failed = io(format!("write {}", self.path.display()));
+        self.file.sync_all().map_err(io(format!("write {}", self.path.display())))?;
+        self.name()?;
+        let folder = match self.path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    }
+
+    fn name(&mut self) -> Result<()> {
         let failed = || io(format!("write {}", self.path.display()));
         let temporary = match self.temporary.take() {
             Some(temporary) => temporary,

@@ -5,6 +5,9 @@
 //! DIR/blobs/sha256/HEX              appears whole, by rename
 //! DIR/blobs/sha256/.tmp-PID         in the making
 //! ```
+//!
+//! Each file is on the disk before it gets its name, and its name before the next: the index, which comes last, never names what a
+//! power cut could take.
 
 use super::place::{Fill, Place, path_of, read_small};
 use crate::spec::MAX_MANIFEST;
@@ -52,13 +55,16 @@ impl FolderPlace {
         let mut out = HashingWriter::new(BufWriter::with_capacity(256 << 10, file));
         fill(&mut out)?;
         let (digest, size, mut out) = out.finish();
-        out.flush().map_err(failed())?;
+        out.flush().and_then(|()| out.get_ref().sync_all()).map_err(failed())?;
         Ok((temporary, digest, size))
     }
 
     fn name(&self, temporary: &Temporary, path: &str) -> Result<()> {
         let target = self.root.join(path);
-        fs::rename(&temporary.0, &target).map_err(Error::io(format!("write {}", target.display())))
+        let folder = target.parent().unwrap_or(&self.root);
+        fs::rename(&temporary.0, &target)
+            .and_then(|()| File::open(folder)?.sync_all())
+            .map_err(Error::io(format!("write {}", target.display())))
     }
 }
 
