@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use vellum_archive::target::{Joints, Target, Usage};
 use vellum_driver::{
     Ability, Capabilities, Change, Changed, CreateSpec, DiffEntry, DiffSink, Driver, DriverConfig, Error,
-    ErrorKind, Kind, LayerInfo, MountOptions, MountPlan, Result, Support, Views,
+    ErrorKind, Kind, LayerInfo, MountOptions, MountPlan, MountSource, Result, Support, Views,
 };
 use vellum_types::LayerId;
 
@@ -27,6 +27,7 @@ impl Broken {
             Fault::InstantClaimed => sound.with(Ability::InstantCreate, Support::Yes, "so it says"),
             Fault::ReflinkClaimed => sound.with(Ability::Reflink, Support::Yes, "so it says"),
             Fault::ParallelClaimed => sound.with(Ability::ParallelUnpack, Support::Yes, "so it says"),
+            Fault::NativeClaimed => sound.with(Ability::NativeDiff, Support::Yes, "so it says"),
             Fault::NoRenameClaimed => sound.with(Ability::DirectoryRename, Support::No, "so it says"),
             Fault::FewLayersClaimed => sound.with(Ability::MaxLayers, Support::Limit(3), "so it says"),
             _ => sound,
@@ -145,6 +146,13 @@ impl Driver for Broken {
         if self.is(Fault::ReadOnlyIgnored) {
             plan.root.read_only = false;
         }
+        if self.is(Fault::ReadOnlyAlways) {
+            plan.root.read_only = true;
+        }
+        if self.is(Fault::NothingKept) {
+            plan.root.fs_type = "tmpfs".into();
+            plan.root.source = MountSource::Name("nothing".into());
+        }
         if self.is(Fault::PlanChanges) {
             self.inner.create(LayerId::new(1_000_000 + id.get()).unwrap_or(id), &CreateSpec::default())?;
         }
@@ -189,7 +197,7 @@ impl Driver for Broken {
         match self.fault {
             Fault::DeletionsNotTold => pass(|entry| entry.change != Change::Deleted),
             Fault::ParentsNotTold => pass(|entry| entry.itself),
-            Fault::ChangesNotTold => pass(|entry| entry.change != Change::Modified),
+            Fault::ChangesNotTold | Fault::NativeClaimed => pass(|entry| entry.change != Change::Modified),
             Fault::OrderWrong => {
                 pass(|entry| entry.change == Change::Deleted)?;
                 pass(|entry| entry.change != Change::Deleted)

@@ -26,7 +26,14 @@ impl LossyTarget {
     }
 
     fn forgets(&self, path: &LayerPath) -> bool {
-        self.fault == Fault::LongNamesForgotten && path.names().any(|name| name.len() > 254)
+        let odd = |byte: &u8| !byte.is_ascii_alphanumeric() && !b"-._".contains(byte);
+        let own: [&[u8]; 4] = [b"diff", b"work", b"lower", b"merged"];
+        match self.fault {
+            Fault::LongNamesForgotten => path.names().any(|name| name.len() > 254),
+            Fault::OddNamesForgotten => path.names().any(|name| name.iter().any(odd)),
+            Fault::OwnNamesForgotten => path.names().any(|name| own.contains(&name)),
+            _ => false,
+        }
     }
 }
 
@@ -82,6 +89,9 @@ impl Target for LossyTarget {
     fn whiteout(&mut self, path: &LayerPath) -> Result<(), TargetError> {
         if self.fault == Fault::WhiteoutsForgotten {
             return Ok(());
+        }
+        if self.fault == Fault::WhiteoutsShown {
+            return self.inner.file(path, &Meta::default(), 0, &mut Filled::new(0));
         }
         self.inner.whiteout(path)
     }
