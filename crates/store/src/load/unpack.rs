@@ -3,6 +3,7 @@
 use super::{Job, Load};
 use crate::catalog::{Durability, layers};
 use crate::faults::point;
+use crate::layerfiles::LayerFile;
 use crate::{BlobFacts, Code, Error, Progress, Result, Store};
 use sha2::{Digest as _, Sha256, Sha512};
 use std::fs::File;
@@ -140,7 +141,14 @@ impl Load<'_> {
         self.place(&kept)?;
         let folder = crate::layout::open_folder(&store.layout.blobs())?;
         rustix::fs::fsync(&folder).map_err(|e| Error::io("sync", store.layout.blobs(), e))?;
-        store.catalog.write(Durability::Full, |tx| layers::set_blob(tx, id, &kept.facts))
+        store.catalog.write(Durability::Full, |tx| layers::set_blob(tx, id, &kept.facts))?;
+        let folder = store.layout.layer(store.driver.name(), id);
+        let file = store.catalog.read(|tx| layers::get(tx, id)?.map(|l| LayerFile::of(tx, &l)).transpose())?;
+        if let Some(file) = file {
+            file.write(&folder)?;
+            crate::files::sync_folder(&folder, &[LayerFile::NAME])?;
+        }
+        Ok(())
     }
 
     /// Moves a kept blob to where it stays.
