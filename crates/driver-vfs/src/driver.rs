@@ -75,9 +75,12 @@ impl Vfs {
     /// The file system's.
     pub fn open(path: &Path, config: DriverConfig) -> Result<Self> {
         let home = Home::open(path, "vfs", RECORD)?;
-        let reflink = fsinfo::probe_reflink(home.dir())
-            .map_err(|error| Error::system(format!("probe {}", path.display()), error))?
-            .works();
+        let reflink = match fsinfo::probe_reflink(home.dir()) {
+            Ok(reflink) => reflink.works(),
+            // A full disk keeps nobody from opening the store to remove something from it.
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => false,
+            Err(error) => return Err(Error::system(format!("probe {}", home.path().display()), error)),
+        };
         Ok(Self { home, config, capabilities: capabilities(reflink) })
     }
 
