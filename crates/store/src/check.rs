@@ -12,7 +12,10 @@
 use crate::catalog::layers::{Layer, Role, State};
 use crate::catalog::{Durability, images, intents, layers};
 use crate::layerfiles::{ImageFile, LayerFile};
-use crate::{Finding, LayerOutcome, Progress, Result, Store, files, findings, imageconfig, recovery};
+use crate::{
+    Code, Error, Finding, LayerOutcome, OpenOptions, Progress, Result, Store, files, findings, imageconfig,
+    recovery,
+};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use vellum_driver::Kind;
@@ -65,6 +68,28 @@ pub(crate) fn told(error: &dyn std::error::Error) -> String {
 }
 
 impl Store {
+    /// Opens the store and checks it. A catalog that cannot be read is a finding, and with `repair` it is rebuilt first
+    /// ([`Store::rebuild`]).
+    ///
+    /// # Errors
+    /// As [`Store::open`], [`Store::rebuild`] and [`Store::check`].
+    pub fn check_at(options: &OpenOptions, repair: bool, progress: &dyn Progress) -> Result<Vec<Finding>> {
+        let damaged = match Self::open(options).and_then(|store| store.check(repair, progress)) {
+            Err(e) if e.code() == Code::Damaged => e,
+            result => return result,
+        };
+        if !repair {
+            let lost = !crate::layout::Layout::new(&options.root).catalog().exists();
+            let id = if lost { findings::CATALOG_LOST } else { findings::CATALOG_UNSOUND };
+            let mut found = Found::new(id, "catalog".into(), told(&damaged));
+            advise(&mut found);
+            return Ok(vec![found.finding]);
+        }
+        let mut findings = Self::rebuild(options)?;
+        findings.extend(Self::open(options)?.check(true, progress)?);
+        Ok(findings)
+    }
+
     /// Compares everything in the store with everything, and with `repair` mends what can be mended. Layers are what the progress
     /// counts.
     ///
@@ -72,6 +97,11 @@ impl Store {
     /// The catalog cannot be read at all (then [`Store::rebuild`] helps); the file system's.
     pub fn check(&self, repair: bool, progress: &dyn Progress) -> Result<Vec<Finding>> {
         let unsound = self.catalog.quick_check()?;
+        if repair && !unsound.is_empty() {
+            // It can be opened and is wrong inside: nothing it says is used to repair anything else.
+            return Err(Error::new(Code::Damaged, "check the catalog", unsound.join("; "))
+                .with_hint("`vellum check --repair` rebuilds it from what lies on disk"));
+        }
         let mut found: Vec<Found> = (unsound.into_iter())
             .map(|line| Found::new(findings::CATALOG_UNSOUND, "catalog".into(), line))
             .collect();
@@ -306,6 +336,7 @@ pub(crate) fn advise(found: &mut Found) {
             | findings::BLOB_LOST
             | findings::BLOB_WRONG
             | findings::CATALOG_UNSOUND
+            | findings::CATALOG_LOST
     );
     let hint = match &found.layer {
         _ if repairable => "`vellum check --repair` mends it",

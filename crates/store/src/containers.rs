@@ -211,6 +211,7 @@ impl Store {
             }
             let _ = self.mounter.release_all(row.layer, true).map_err(Error::from)?;
         }
+        crate::reserve::release_if_full(self.layout.root());
         let owner = self.announce()?;
         point("store.rm.begin")?;
         let removed = self.catalog.write(Durability::Full, |tx| {

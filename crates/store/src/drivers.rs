@@ -20,9 +20,16 @@ pub(crate) fn factory(name: &str) -> Result<&'static dyn Factory> {
 /// Opens a driver's home in the store.
 pub(crate) fn open(layout: &Layout, name: &str, config: DriverConfig) -> Result<Arc<dyn Driver>> {
     let factory = factory(name)?;
-    let driver = factory
-        .open(&layout.driver_home(factory.name()), config)
-        .map_err(|e| Error::from(e).object(format!("driver {name}")))?;
+    let home = layout.driver_home(factory.name());
+    let driver = match factory.open(&home, config) {
+        // Drivers try out what the file system can do, which takes a little room.
+        Err(e) if e.kind == vellum_driver::ErrorKind::Full => {
+            crate::reserve::release(layout.root());
+            factory.open(&home, config)
+        }
+        result => result,
+    }
+    .map_err(|e| Error::from(e).object(format!("driver {name}")))?;
     crate::layout::make_folder(&layout.layers().join(factory.name()))?;
     crate::layout::make_folder(&layout.trash().join(factory.name()))?;
     Ok(Arc::from(driver))

@@ -170,6 +170,14 @@ impl From<rusqlite::Error> for Error {
         use rusqlite::ErrorCode as Sql;
         let code = match error.sqlite_error_code() {
             Some(Sql::DiskFull) => Code::Full,
+            // The index of the log could not be made larger.
+            Some(Sql::SystemIoFailure)
+                if error
+                    .sqlite_error()
+                    .is_some_and(|e| e.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE) =>
+            {
+                Code::Full
+            }
             Some(Sql::DatabaseCorrupt | Sql::NotADatabase) => Code::Damaged,
             Some(Sql::DatabaseBusy | Sql::DatabaseLocked) => Code::InUse,
             _ => Code::System,

@@ -33,6 +33,7 @@ impl Store {
         point("store.gc.begin")?;
         let mut items = Vec::new();
         if !dry_run {
+            crate::reserve::release_if_full(self.layout.root());
             let owners = self.catalog.read(intents::owners)?;
             recovery::take_over_dead(self, &owners)?;
         }
@@ -70,6 +71,7 @@ impl Store {
         drop(sweep);
         if !dry_run {
             trash::work(self.layout.root())?;
+            crate::reserve::keep(self.layout.root());
             point("store.gc.done")?;
         }
         Ok(GcReport { bytes: items.iter().map(|item| item.bytes).sum(), items, dry_run })
@@ -121,7 +123,7 @@ impl Store {
         Ok(garbage)
     }
 
-    fn collect_files(&self, dry_run: bool) -> Result<Vec<GcItem>> {
+    pub(crate) fn collect_files(&self, dry_run: bool) -> Result<Vec<GcItem>> {
         let (images, configs, blobs) = self
             .catalog
             .read(|tx| Ok((images::every(tx)?, images::configs_needed(tx)?, layers::blobs(tx)?)))?;

@@ -123,6 +123,7 @@ impl Store {
     /// # Errors
     /// [`Code::NotFound`]; [`Code::InUse`].
     pub fn remove_image(&self, reference: &str, force: bool) -> Result<RemoveReport> {
+        crate::reserve::release_if_full(self.layout.root());
         let owner = self.announce()?;
         let driver = self.driver.name();
         point("store.rmi.begin")?;

@@ -12,6 +12,7 @@
 //!   layers/<driver>/<id>/       layer.json, manifest, recipe; the folder is the layer's lock          [`layerfiles`]
 //!   blobs/sha256/<hex>          blobs as they came, when they are kept
 //!   tmp/                        blobs on their way there, named by the operation
+//!   reserve                     room for the catalog on a full disk                                     [`reserve`]
 //!   trash/<driver>/             what was removed and is not deleted yet                               [`trash`]
 //!   <driver>/                   the driver's own
 //!   mnt/                        the mounter's mountpoints
@@ -74,6 +75,7 @@ mod open;
 mod rebuild;
 mod recovery;
 mod repair;
+mod reserve;
 mod reset;
 mod savepoints;
 mod store;

@@ -83,6 +83,11 @@ pub(crate) fn lives(layout: &Layout, owner: OwnerId) -> Result<bool> {
     is_held(&path).map_err(|e| Error::io("ask for the lock", path, e))
 }
 
+/// Removes the lock file of an operation that is dead and that the catalog does not know any more.
+pub(crate) fn remove_lock(layout: &Layout, owner: OwnerId) {
+    let _ = std::fs::remove_file(layout.lock(&owner.file_name()));
+}
+
 /// Removes the lock files of operations that died, and gives their number.
 pub(crate) fn remove_dead_owners(layout: &Layout, dry_run: bool) -> Result<Vec<String>> {
     let mut dead = Vec::new();
@@ -100,6 +105,23 @@ pub(crate) fn remove_dead_owners(layout: &Layout, dry_run: bool) -> Result<Vec<S
         dead.push(entry.name);
     }
     Ok(dead)
+}
+
+/// Takes the lock `store` alone: nobody else has the store open. A moment's patience, because a process that is just being started
+/// has its parent's descriptors until it runs its own program.
+pub(crate) fn whole_store(layout: &Layout, operation: &str) -> Result<FileLock> {
+    let path = layout.lock("store");
+    for _ in 0..40 {
+        if let Some(lock) =
+            FileLock::try_exclusive(&path).map_err(|e| Error::io("take the lock", &path, e))?
+        {
+            return Ok(lock);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Err(Error::new(Code::InUse, operation, "another process has it open")
+        .object(layout.root().display())
+        .with_hint("end that process first"))
 }
 
 /// How a lock on a layer's folder is taken.

@@ -224,6 +224,7 @@ impl Store {
             _lock: lock,
         };
         if store.read_only.is_none() {
+            crate::reserve::keep(store.layout.root());
             recovery::at_open(&store)?;
         }
         Ok(store)

@@ -18,7 +18,6 @@ use crate::{Code, Error, Finding, OpenOptions, Result, Store, drivers, files, fi
 use rusqlite::Transaction;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use vellum_sys::lock::FileLock;
 use vellum_types::{ChainId, ContainerId, ImageId, LayerId};
 
 /// What lies on disk.
@@ -47,11 +46,7 @@ impl Store {
                 .object(layout.root().display())
         })?;
         layout.make(identity.rootless)?;
-        let path = layout.lock("store");
-        let lock = FileLock::try_exclusive(&path).map_err(|e| Error::io("take the lock", &path, e))?;
-        let Some(_lock) = lock else {
-            return Err(Error::new(Code::InUse, "rebuild the catalog", "another process has the store open"));
-        };
+        let _lock = crate::locks::whole_store(&layout, "rebuild the catalog of the store")?;
         let lost = !layout.catalog().exists();
         let mut remains = gather(&layout, &identity)?;
         let new = layout.root().join("catalog.db.new");

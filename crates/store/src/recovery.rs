@@ -45,6 +45,7 @@ pub(crate) fn take_over_dead(store: &Store, owners: &[OwnerId]) -> Result<()> {
     if dead.is_empty() {
         return Ok(());
     }
+    crate::reserve::release_if_full(store.layout.root());
     let by = store.announce()?;
     let left = store.catalog.write(Durability::Normal, |tx| {
         let mut left = Vec::new();
@@ -64,6 +65,7 @@ pub(crate) fn take_over_dead(store: &Store, owners: &[OwnerId]) -> Result<()> {
         }
     }
     store.finish_removal(&left)?;
+    dead.iter().for_each(|owner| locks::remove_lock(&store.layout, *owner));
     if !left.is_empty() {
         store.empty_trash_later();
     }

@@ -8,7 +8,6 @@ use crate::layout::Layout;
 use crate::open::Identity;
 use crate::{Code, Error, OpenOptions, Result, Store, drivers, files, trash};
 use vellum_mount::Mounter;
-use vellum_sys::lock::FileLock;
 
 impl Store {
     /// Takes the store off the disk, damaged ones too: unmounts, deletes, forgets.
@@ -24,13 +23,7 @@ impl Store {
                 .object(layout.root().display()));
         }
         crate::layout::make_folder(&layout.locks())?;
-        let path = layout.lock("store");
-        let lock = FileLock::try_exclusive(&path).map_err(|e| Error::io("take the lock", &path, e))?;
-        let Some(_lock) = lock else {
-            return Err(Error::new(Code::InUse, "reset the store", "another process has it open")
-                .object(layout.root().display())
-                .with_hint("end that process first"));
-        };
+        let _lock = crate::locks::whole_store(&layout, "reset the store")?;
         if let Some(identity) = Identity::read(&layout).ok().flatten() {
             let runtime = match &options.runtime {
                 Some(runtime) => runtime.clone(),

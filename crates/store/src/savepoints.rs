@@ -189,6 +189,7 @@ impl Store {
     pub fn remove_save_point(&self, container: &ContainerId, name: &ContainerName) -> Result<()> {
         let (row, _lock) = self.locked(container, Hold::Alone)?;
         let save_point = find(self.save_points(container)?, Some(name), &row)?;
+        crate::reserve::release_if_full(self.layout.root());
         let owner = self.announce()?;
         let removed = self.catalog.write(Durability::Full, |tx| {
             containers::remove_save_point(tx, container, name)?;

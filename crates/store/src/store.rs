@@ -119,6 +119,7 @@ impl Store {
     /// Refuses a write of unknown size when the file system is nearly full.
     pub(crate) fn check_floor(&self, operation: &str) -> Result<()> {
         let root = self.layout.root();
+        crate::reserve::keep(root);
         let fs = FileSystem::at(root).map_err(|e| Error::io("look at the file system of", root, e))?;
         let share = fs.total_bytes / 1000 * u64::from(self.floor.permille);
         let floor = self.floor.bytes.max(share).min(fs.total_bytes / 2);
@@ -171,6 +172,7 @@ impl Store {
     /// Undoes an operation that failed: its intents are rolled back, and what it had made by then goes. The error that
     /// made it fail is what the caller hears; what cannot be undone now is undone by the next sweep.
     pub(crate) fn roll_back(&self, owner: &Owner) {
+        crate::reserve::release_if_full(self.layout.root());
         let rolled = self.catalog.write(crate::catalog::Durability::Normal, |tx| {
             crate::catalog::intents::take_over(tx, owner.id, owner.id)
         });
@@ -184,6 +186,15 @@ impl Store {
             if entry.name.starts_with(&own) {
                 let _ = crate::files::remove_any(&self.layout.tmp().join(entry.name));
             }
+        }
+        self.remove_unnamed_files();
+    }
+
+    /// Files that a failed operation put in place and that no row names now; when another operation is putting some in place, `gc`
+    /// does it later.
+    pub(crate) fn remove_unnamed_files(&self) {
+        if let Ok(Some(_sweep)) = FileLock::try_exclusive(&self.layout.lock("sweep")) {
+            let _ = self.collect_files(false);
         }
     }
 

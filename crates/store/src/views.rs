@@ -216,6 +216,7 @@ impl Snapshots<'_> {
     /// [`Code::NotFound`]; [`Code::InUse`].
     pub fn remove(&self, key: &str) -> Result<()> {
         let store = self.store;
+        crate::reserve::release_if_full(store.layout.root());
         let owner = store.announce()?;
         let removed = store.catalog.write(Durability::Full, |tx| {
             let row = snapshots::get(tx, &self.namespace, key)?;

@@ -23,6 +23,7 @@
 //!
 //! # Rules
 //! - `catalog.db` is opened by SQLite and nobody else: closing any other descriptor of it would drop its locks.
+//!   Only the index of its log (`-shm`) is made, empty, before SQLite opens it, when there is none.
 //! - A connection is used by one thread at a time and never crosses a fork (children are started by exec, and every
 //!   descriptor is closed on exec).
 //! - Every write is BEGIN IMMEDIATE, behind the lock `locks/write`, on which the kernel queues writers: SQLite's own
@@ -98,6 +99,9 @@ impl Catalog {
     }
 
     fn connect(&self, create: bool) -> Result<Connection> {
+        if !self.read_only {
+            make_index(&self.path)?;
+        }
         let mut flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_READ_WRITE;
         if create {
             flags |= OpenFlags::SQLITE_OPEN_CREATE;
@@ -113,6 +117,15 @@ impl Catalog {
         )?;
         if self.read_only {
             connection.pragma_update(None, "query_only", true)?;
+        }
+        // The first look at the file makes the log's index, which needs room.
+        let look = || connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
+        match look().map_err(Error::from) {
+            Err(e) if e.code() == Code::Full && !self.read_only => {
+                self.path.parent().into_iter().for_each(crate::reserve::release);
+                look()?;
+            }
+            result => drop(result?),
         }
         Ok(connection)
     }
@@ -159,14 +172,15 @@ impl Catalog {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let out = match work(&transaction) {
             Ok(out) => transaction.commit().map(|()| out).map_err(Error::from),
-            // Dropping rolls back. A connection on which anything failed is not used again.
             Err(e) => {
                 drop(transaction);
                 Err(e)
             }
         };
         drop(queue);
-        if out.is_ok() {
+        // Dropping the transaction has rolled back. Where that failed the connection is still inside it, and is not used again. Others
+        // are kept: closing the last one would have the log's index made anew, which a full disk does not allow.
+        if connection.is_autocommit() {
             self.give_back(connection);
         }
         out
@@ -256,6 +270,24 @@ pub(crate) fn nanoseconds(time: jiff::Timestamp) -> i64 {
 /// A size as the catalog keeps it.
 pub(crate) fn integer(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+/// Makes the log's index before SQLite does, such that writing to it through memory needs no new space: on a file system that copies
+/// on write (btrfs), a full disk would otherwise be a SIGBUS in the middle of a read.
+fn make_index(catalog: &Path) -> Result<()> {
+    let mut name = catalog.as_os_str().to_owned();
+    name.push("-shm");
+    match vellum_sys::file::create(rustix::fs::CWD, &name, 0o600) {
+        Ok(file) => {
+            // Where there is no such flag there is no such trouble.
+            if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
+                let _ = rustix::fs::ioctl_setflags(&file, flags | rustix::fs::IFlags::NOCOW);
+            }
+            Ok(())
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(Error::io("make the catalog's index", PathBuf::from(name), e)),
+    }
 }
 
 /// Whether a file is there that could be a catalog, without opening it.

@@ -261,6 +261,7 @@ impl Load<'_> {
         {
             self.store.empty_trash_later();
         }
+        self.store.remove_unnamed_files();
     }
 }
 
