@@ -160,7 +160,9 @@ fn root_a_lost_or_damaged_catalog_is_rebuilt() {
                 std::fs::write(&catalog, [0x55; 40960]).unwrap();
             }
             assert_eq!(Store::open(&place.options()).unwrap_err().code(), Code::Damaged);
-            let findings = Store::rebuild(&place.options()).unwrap();
+            let told = Store::check_at(&place.options(), false, &Silent).unwrap();
+            assert_eq!(ids(&told), [if lost { "VLM-C002" } else { "VLM-C001" }], "{told:#?}");
+            let findings = Store::check_at(&place.options(), true, &Silent).unwrap();
             assert_eq!(ids(&findings), [if lost { "VLM-C002" } else { "VLM-C001" }], "{findings:#?}");
             let store = place.open();
             assert_eq!(store.images().unwrap(), images);

@@ -189,6 +189,49 @@ fn root_two_loads_at_once_share_the_work() {
     });
 }
 
+/// A source that takes its time, so that a load has more than one group.
+struct Slow(Bytes);
+
+impl LayerSource for Slow {
+    fn open(&self) -> std::io::Result<Box<dyn std::io::Read + Send>> {
+        std::thread::sleep(std::time::Duration::from_millis(350));
+        self.0.open()
+    }
+}
+
+#[test]
+fn root_a_killed_load_goes_on_where_it_was() {
+    const CHILD: &str = "VELLUM_TEST_SLOW_LOAD";
+    let image = Image::big(5, 10, 5);
+    let input = || {
+        let layer = |index| image.layer(index, vellum_archive::compression::Compression::None);
+        let layers = (0..10).map(|index| Box::new(Slow(layer(index))) as Box<dyn LayerSource>).collect();
+        ImageInput { layers, ..image.input(&["x"], false) }
+    };
+    if let Ok(dir) = std::env::var(CHILD) {
+        let store = Store::open(&options(std::path::Path::new(&dir), "overlay")).unwrap();
+        let _ = store.load_image(input(), &Silent);
+        return;
+    }
+    let test = "root_a_killed_load_goes_on_where_it_was";
+    let Some(place) = Place::new(test, "overlay") else { return };
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(CHILD, place.dir.as_ref().unwrap().path())
+        .env(vellum_sys::fault::VARIABLE, "store.load.ready")
+        .stdout(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(!status.success());
+    let store = place.open();
+    assert!(store.images().unwrap().is_empty());
+    let report = store.load_image(input(), &Silent).unwrap();
+    assert!(report.layers_shared > 0, "{report:?}");
+    assert_eq!(report.layers_new + report.layers_shared, 10);
+    assert_clean(&store);
+    assert_nothing_to_collect(&store);
+}
+
 #[test]
 fn root_a_newer_format_is_refused() {
     let Some(place) = Place::new("root_a_newer_format_is_refused", "vfs") else { return };

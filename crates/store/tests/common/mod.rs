@@ -174,7 +174,10 @@ impl Place {
             .find(|row| row.name == driver)
             .is_some_and(|row| row.probe.usable);
         if !rustix::process::geteuid().is_root() || !usable {
-            let _ = writeln!(std::io::stdout(), "SKIP {test}: the driver {driver} needs root here");
+            vellum_testkit::skip::record(
+                test,
+                &format!("the driver {driver} does not work here, or not without root"),
+            );
             return None;
         }
         Some(place)
