@@ -96,11 +96,16 @@ pub(crate) fn open_or_make(global: &Global) -> Result<Store> {
     Ok(Store::open(&options)?)
 }
 
-/// The store, which must be there.
-pub(crate) fn open(global: &Global) -> Result<Store> {
+/// How the store, which must be there, is opened; inside its namespace, where it has one.
+pub(crate) fn options_inside(global: &Global) -> Result<OpenOptions> {
     let options = OpenOptions { create: false, ..options(global)? };
     enter(&options.root)?;
-    Ok(Store::open(&options)?)
+    Ok(options)
+}
+
+/// The store, which must be there.
+pub(crate) fn open(global: &Global) -> Result<Store> {
+    Ok(Store::open(&options_inside(global)?)?)
 }
 
 /// The folder of the store for files without a name.

@@ -51,9 +51,9 @@ impl Check {
     }
 
     fn findings(&self, global: &Global) -> Result<Vec<Finding>> {
-        let store: Store = context::open(global)?;
+        let options = context::options_inside(global)?;
         let bars = Bars::new(false);
-        let findings = store.check(self.repair, &bars);
+        let findings = Store::check_at(&options, self.repair, &bars);
         bars.clear();
         findings.map_err(Failure::from)
     }
