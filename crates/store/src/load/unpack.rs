@@ -143,7 +143,8 @@ impl Load<'_> {
         rustix::fs::fsync(&folder).map_err(|e| Error::io("sync", store.layout.blobs(), e))?;
         store.catalog.write(Durability::Full, |tx| layers::set_blob(tx, id, &kept.facts))?;
         let folder = store.layout.layer(store.driver.name(), id);
-        let file = store.catalog.read(|tx| layers::get(tx, id)?.map(|l| LayerFile::of(tx, &l)).transpose())?;
+        let file =
+            store.catalog.read(|tx| layers::get(tx, id)?.map(|l| LayerFile::of(tx, &l)).transpose())?;
         if let Some(file) = file {
             file.write(&folder)?;
             crate::files::sync_folder(&folder, &[LayerFile::NAME])?;
