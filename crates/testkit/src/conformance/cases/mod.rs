@@ -6,6 +6,7 @@ mod claims;
 mod content;
 mod copies;
 mod depth;
+mod kinds;
 mod lifecycle;
 mod names;
 
@@ -15,6 +16,7 @@ use super::Case;
 pub(super) const ALL: &[&[Case]] = &[
     lifecycle::CASES,
     content::CASES,
+    kinds::CASES,
     names::CASES,
     apply::CASES,
     behaviour::CASES,
