@@ -63,7 +63,8 @@ fn child_under_power() {
         let image = Image::big(round, 3, 40);
         store.load_image(image.input(&[&format!("image{round}")], false), &Silent).unwrap();
         note(format!("+image{round}"));
-        let name = format!("c{round}");
+        // Not to be taken for the beginning of an id, which is hexadecimal.
+        let name = format!("box{round}");
         let options = CreateOptions { name: Some(name.parse().unwrap()), ..CreateOptions::default() };
         let id = store.create_container(&image.id(), options).unwrap();
         note(format!("+{name}"));
@@ -95,7 +96,7 @@ fn look_after(dir: &Path, log: &str) {
     assert_clean(&store);
     for line in &lines {
         let (sign, name) = line.split_at(1);
-        let container = name.starts_with('c');
+        let container = name.starts_with("box");
         let there = match (sign, container) {
             ("s", _) => {
                 let gone = lines.contains(&*format!("-{name}"));
