@@ -6,10 +6,10 @@
 use crate::cli::Global;
 use crate::failure::{Kind, Plain, Result, io};
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use vellum_store::{OpenOptions, Store};
 use vellum_sys::ns;
-use vellum_types::Digest;
 
 /// Whether this process is the machine's root, rather than a user or root of a namespace.
 fn is_host_root() -> bool {
@@ -35,19 +35,39 @@ fn data_folder() -> Result<PathBuf> {
     })
 }
 
-/// The folder that keeps the namespace of the store at `root`.
-fn namespace_folder(root: &Path) -> Result<PathBuf> {
-    let key = Digest::sha256(root.as_os_str().as_encoded_bytes()).hex();
-    Ok(vellum_mount::runtime_folder(&format!("ns-{}", &key[..16]))?)
+/// The namespace of an ordinary user's store, by the folder that keeps it.
+pub(crate) struct Namespace(Option<PathBuf>);
+
+impl Namespace {
+    /// That of the store at `root`; of one that is not there yet if `make`.
+    pub(crate) fn of(root: &Path, make: bool) -> Result<Self> {
+        if is_host_root() {
+            return Ok(Self(None));
+        }
+        let folder = Store::id_at(root, make)?.map(|id| vellum_mount::runtime_folder(&format!("ns-{id}")));
+        Ok(Self(folder.transpose()?))
+    }
+
+    /// Lets go of it, when the store is gone.
+    pub(crate) fn end(self) -> Result<()> {
+        let Some(folder) = self.0 else { return Ok(()) };
+        let _ = ns::end(&folder)?;
+        // Only a lock is left in it, which means nothing without a holder; or nothing, when the holder was quicker.
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(io(format!("remove {}", folder.display()))),
+        }
+    }
 }
 
-/// Enters the namespace of the store at `root`, where one is needed. Must come before the process has threads.
-pub(crate) fn enter(root: &Path) -> Result<()> {
+/// Enters the namespace of the store at `root`, where one is needed. Must come before the process has threads. Where there is no store and
+/// none is to be made there is nothing to enter.
+pub(crate) fn enter(root: &Path, make: bool) -> Result<()> {
     if ns::is_privileged() {
         return Ok(());
     }
-    let folder = namespace_folder(root)?;
-    let holder = [OsString::from(crate::workers::HOLDER), folder.clone().into()];
+    let Some(folder) = Namespace::of(root, make)?.0 else { return Ok(()) };
+    let holder = [OsString::from(crate::workers::HOLDER), folder.clone().into(), root.into()];
     match ns::enter_or_create(&folder, holder)? {
         ns::Entered::Privileged => Ok(()),
         ns::Entered::Joined(_) => match ns::reexec() {
@@ -55,17 +75,6 @@ pub(crate) fn enter(root: &Path) -> Result<()> {
             Err(error) => Err(io("start again in the store's namespace")(error)),
         },
     }
-}
-
-/// Lets go of the namespace of the store at `root`.
-pub(crate) fn leave(root: &Path) -> Result<()> {
-    if is_host_root() {
-        return Ok(());
-    }
-    let folder = namespace_folder(root)?;
-    ns::end(&folder)?;
-    // Only a lock is left in it, which means nothing without a holder.
-    std::fs::remove_dir_all(&folder).map_err(io(format!("remove {}", folder.display())))
 }
 
 /// Whether what this process mounts is out of sight of the process that started it: it entered a namespace on the way.
@@ -92,14 +101,14 @@ pub(crate) fn options(global: &Global) -> Result<OpenOptions> {
 /// The store; made if need be.
 pub(crate) fn open_or_make(global: &Global) -> Result<Store> {
     let options = options(global)?;
-    enter(&options.root)?;
+    enter(&options.root, true)?;
     Ok(Store::open(&options)?)
 }
 
 /// How the store, which must be there, is opened; inside its namespace, where it has one.
 pub(crate) fn options_inside(global: &Global) -> Result<OpenOptions> {
     let options = OpenOptions { create: false, ..options(global)? };
-    enter(&options.root)?;
+    enter(&options.root, false)?;
     Ok(options)
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 /// Empties the trash of the store at the given folder.
 pub(crate) const TRASH: &str = "__trash-worker";
-/// Holds the namespace of the given runtime folder.
+/// Holds the namespace of the given runtime folder, for the store at the second.
 pub(crate) const HOLDER: &str = "__namespace-holder";
 /// Runs a command with the given folder as its root.
 pub(crate) const INSIDE: &str = "__inside";
@@ -23,7 +23,7 @@ pub(crate) fn run() -> Option<ExitCode> {
     let ended = match name.to_str()? {
         TRASH => vellum_store::trash::work(first).map_err(|_| ()),
         // Whoever waits for the holder is told by itself.
-        HOLDER => vellum_sys::ns::hold(first).map(|_| ()).map_err(|_| ()),
+        HOLDER => vellum_sys::ns::hold(first, Path::new(rest.get(1)?)).map_err(|_| ()),
         _ => crate::demo::inside(first, &rest[1..]),
     };
     Some(if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

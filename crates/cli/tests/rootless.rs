@@ -4,51 +4,115 @@ mod common;
 
 use common::{Ran, is_root};
 use std::os::unix::fs::{PermissionsExt as _, chown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use vellum_testkit::skip;
 
-const USER: u32 = 54_321;
+/// The first of a user's subordinate numbers, where there are some.
+const SUBORDINATE: u32 = 900_000;
 
-/// A user's folder with the command in it, and a store there.
+/// A user's folder with the command in it, and stores there.
 struct User {
     home: tempfile::TempDir,
+    uid: u32,
+    /// Whether /etc/subuid and /etc/subgid give the user further numbers.
+    ranges: bool,
 }
 
 impl User {
-    fn new() -> Self {
+    fn new(uid: u32, ranges: bool) -> Self {
         let home = tempfile::Builder::new().prefix("vellum-user-").tempdir().unwrap();
         std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         // The target folder may be closed to other users.
         std::fs::copy(env!("CARGO_BIN_EXE_vellum"), home.path().join("vellum")).unwrap();
-        chown(home.path(), Some(USER), Some(USER)).unwrap();
-        Self { home }
+        let etc = home.path().join("etc");
+        std::fs::create_dir(&etc).unwrap();
+        let passwd = std::fs::read_to_string("/etc/passwd").unwrap();
+        let line = format!("vellumtest{uid}:x:{uid}:{uid}::/nonexistent:/bin/sh\n");
+        std::fs::write(etc.join("passwd"), passwd + &line).unwrap();
+        let range = if ranges { format!("vellumtest{uid}:{SUBORDINATE}:65536\n") } else { String::new() };
+        for name in ["subuid", "subgid"] {
+            std::fs::write(etc.join(name), &range).unwrap();
+        }
+        chown(home.path(), Some(uid), Some(uid)).unwrap();
+        Self { home, uid, ranges }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
+    /// A line of shell as the user, who is one only in a mount namespace of this line: nothing of the machine's is changed.
     fn shell(&self, line: &str) -> Ran {
-        use std::os::unix::process::CommandExt as _;
-        let mut command = Command::new("bash");
-        command.args(["-c", line]).current_dir(self.home.path()).uid(USER).gid(USER);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.home.path());
-        command.env("V", self.path("vellum")).stdin(Stdio::null());
+        let script = "mount --make-rprivate / && \
+             for file in passwd subuid subgid; do [ -e /etc/$file ] || continue; mount --bind $HOME/etc/$file /etc/$file || exit 1; done; \
+             cd $HOME && exec setpriv --reuid $ID --regid $ID --clear-groups bash -c \"$0\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "bash", "-c", script, line]).env_clear().stdin(Stdio::null());
+        command.env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.home.path());
+        command.env("V", self.path("vellum")).env("ID", self.uid.to_string());
         Ran::of(command.output().unwrap())
+    }
+
+    /// The holders of namespaces that this user's command has started and that live.
+    fn holders(&self) -> Vec<i32> {
+        let home = self.home.path().to_str().unwrap();
+        let is_holder = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.contains("__namespace-holder") && line.contains(home)
+        };
+        let pids = std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter(is_holder).collect()
+    }
+
+    /// That no holder is left, soon.
+    #[track_caller]
+    fn has_no_holders(&self) {
+        let start = Instant::now();
+        while !self.holders().is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(20), "holders are left: {:?}", self.holders());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// A tar of files of several owners, made by root, with its digest.
+    fn tar_of_owners(&self) -> String {
+        let line = "mkdir -p t/bin t/home/u && cp /bin/true t/bin/su && chmod 4755 t/bin/su && echo x >t/home/u/f && \
+                    chown -R 1000:1000 t/home/u && echo g >t/games && chown 5:60 t/games && \
+                    setfattr -n user.note -v kept t/games && tar --xattrs --xattrs-include='*' -cf t.tar -C t . && \
+                    rm -r t && chmod 644 t.tar && sha256sum <t.tar";
+        let ran =
+            Ran::of(Command::new("bash").args(["-c", line]).current_dir(self.home.path()).output().unwrap());
+        ran.ok().split_whitespace().next().unwrap().to_owned()
     }
 }
 
 impl Drop for User {
     fn drop(&mut self) {
         let _ = self.shell("$V system reset -f");
-        // Only a folder that nobody uses any more is removed.
-        let _ = std::fs::remove_dir(format!("/tmp/vellum-{USER}"));
+        for pid in self.holders() {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        // Records of stores that were deleted by hand stay until a reboot otherwise.
+        let _ = std::fs::remove_dir_all(format!("/tmp/vellum-{}", self.uid));
     }
 }
 
-/// Why user namespaces cannot be made here, if so.
+/// Why the test of this user cannot be made here, if so.
 fn refused(user: &User) -> Option<String> {
+    let missing = |program: &&str| !Path::new("/usr/bin").join(program).exists();
+    if let Some(program) = ["newuidmap", "newgidmap"].iter().find(|program| user.ranges && missing(program)) {
+        return Some(format!("{program} is not installed"));
+    }
+    if user.ranges && ["/etc/subuid", "/etc/subgid"].iter().any(|file| !Path::new(file).exists()) {
+        return Some("there is no /etc/subuid to put another in the place of".to_owned());
+    }
     let ran = user.shell("$V unshare true");
     (ran.code != Some(0)).then_some(ran.err)
 }
@@ -58,7 +122,7 @@ fn root_an_ordinary_user_has_a_store() {
     if !is_root() {
         skip!("needs root, to become another user");
     }
-    let user = User::new();
+    let user = User::new(54_321, false);
     if let Some(reason) = refused(&user) {
         skip!("{reason}");
     }
@@ -66,17 +130,110 @@ fn root_an_ordinary_user_has_a_store() {
     assert!(user.path(".local/share/vellum/catalog.db").exists());
     user.shell("$V create --name c base:1").ok();
     let ran = user.shell("$V mount c");
-    assert!(ran.err.contains("vellum unshare"), "{ran:?}");
+    assert!(ran.err.contains(&format!("vellum unshare ls {}", ran.out.trim_end())), "{ran:?}");
     let root = ran.ok();
     // Outside of the namespace nothing is seen; inside it is, and can be written.
     assert_eq!(user.shell(&format!("ls {root}")).ok(), "");
+    assert_eq!(user.shell("$V unshare ls $($V mount c 2>/dev/null) && $V umount c").ok(), "etc\nc");
     user.shell(&format!("$V unshare sh -c 'cat {root}/etc/x && echo new > {root}/new'")).ok();
     assert_eq!(user.shell("$V unshare sh -c 'exit 7'").code, Some(7));
     assert_eq!(user.shell("$V diff c").ok(), "A /new");
     assert!(user.shell("$V info").ok().contains("userxattr: true"));
     user.shell("$V umount c && $V commit c new:1 && $V save -o new.tar new:1 && $V load -i new.tar").ok();
     assert_eq!(user.shell("$V check").ok(), "The store is sound.");
+    // Owners that one number cannot stand for are kept aside and given back.
+    let digest = user.tar_of_owners();
+    user.shell("$V import t.tar owned:1 && $V create --name o owned:1").ok();
+    assert_eq!(user.shell("$V unshare stat -c '%u %g' $($V mount o 2>/dev/null)/games").ok(), "0 0");
+    user.shell("$V umount o && $V save --format docker -o owned.tar owned:1").ok();
+    let saved = user.shell("mkdir x && tar xf owned.tar -C x && cat x/*/layer.tar | sha256sum").ok();
+    assert!(saved.starts_with(&digest), "{saved} is not {digest}");
     user.shell("$V demo --dir .").ok();
     user.shell("$V system reset -f").ok();
     assert!(!user.path(".local/share/vellum").exists());
+    user.has_no_holders();
+}
+
+#[test]
+fn root_subordinate_numbers_are_owners() {
+    if !is_root() {
+        skip!("needs root, to become another user");
+    }
+    let user = User::new(54_322, true);
+    if let Some(reason) = refused(&user) {
+        skip!("{reason}");
+    }
+    let digest = user.tar_of_owners();
+    let id = user.shell("$V import t.tar base:1").ok();
+    user.shell("$V create --name c base:1 && $V mount c >where").ok();
+    let inside = |line: &str| {
+        user.shell(&format!("cd / && $V unshare sh -c 'cd $(cat '$HOME/where') && {line}'")).ok()
+    };
+    assert_eq!(inside("stat -c \"%u %g %a\" games home/u/f bin/su"), "5 60 644\n1000 1000 644\n0 0 4755");
+    inside(
+        "echo new >home/u/new && chown 1000:33 home/u/new && rm games && chown 7 bin/su && chmod 4711 bin/su",
+    );
+    let outside = user.shell("find .local/share/vellum/overlay/*/diff -user 900999 -name new").ok();
+    assert!(outside.ends_with("/home/u/new"), "{outside}");
+    let diff = "C /bin\nC /bin/su\nD /games\nC /home\nC /home/u\nA /home/u/new";
+    let sorted = |text: String| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(sorted(user.shell("$V diff c").ok()), sorted(diff.to_owned()));
+    user.shell("$V umount c && $V commit c new:1").ok();
+    // What came in goes out bit by bit, and comes in again.
+    user.shell("$V save -o out.tar base:1 new:1 && $V save --format docker -o docker.tar base:1").ok();
+    let saved = user.shell("mkdir x && tar xf docker.tar -C x && cat x/*/layer.tar | sha256sum").ok();
+    assert!(saved.starts_with(&digest), "{saved} is not {digest}");
+    user.shell("$V rm c && $V rmi base:1 new:1").ok();
+    assert_eq!(user.shell("$V load <out.tar").ok(), "Loaded image: base:1\nLoaded image: new:1");
+    assert!(user.shell("$V image inspect base:1").ok().contains(&id));
+    user.shell("$V create --name d new:1 && $V mount d >where").ok();
+    assert_eq!(inside("stat -c \"%u %g %a\" home/u/new bin/su"), "1000 33 644\n7 0 4711");
+    assert_eq!(user.shell("$V check").ok(), "The store is sound.");
+    // Files that are not the user's own outside are removed, too, and so is what is mounted.
+    user.shell("$V system reset -f").ok();
+    assert!(!user.path(".local/share/vellum").exists());
+    user.has_no_holders();
+}
+
+#[test]
+fn root_a_namespace_is_the_stores_not_the_paths() {
+    if !is_root() {
+        skip!("needs root, to become another user");
+    }
+    let user = User::new(54_323, false);
+    if let Some(reason) = refused(&user) {
+        skip!("{reason}");
+    }
+    user.shell("$V system reset -f").fails(3);
+    std::fs::remove_dir_all(user.path(".local")).unwrap();
+    user.has_no_holders();
+    user.shell("mkdir tree && echo 1 >tree/one && $V --root a import tree x && echo 2 >tree/two && $V --root b import tree x").ok();
+    for store in ["a", "b"] {
+        user.shell(&format!(
+            "$V --root {store} create --name c x && $V --root {store} mount c >where-{store}"
+        ))
+        .ok();
+    }
+    user.shell("$V --root b unshare touch $(cat where-b)/kept").ok();
+    assert_eq!(user.holders().len(), 2);
+    // Commands that look for a store where there is none leave nothing behind.
+    user.shell("$V --root nowhere ps -q && $V --root nowhere system reset -f").ok();
+    user.shell("$V --root nowhere diff c").fails(3);
+    assert_eq!(user.holders().len(), 2);
+    user.shell("mv a c && mv b a && mv c b").ok();
+    assert_eq!(user.shell("$V --root a diff c").ok(), "A /kept");
+    assert_eq!(user.shell("$V --root b diff c").ok(), "");
+    assert_eq!(user.holders().len(), 2, "each is found by its store");
+    let mounts = user.shell("$V --root a unshare cat /proc/self/mountinfo").ok();
+    assert_eq!(mounts.matches(" - overlay ").count(), 1, "{mounts}");
+    // A holder ends with its store, however that goes; a new one at the path is another.
+    user.shell("rm -rf b").ok();
+    let start = Instant::now();
+    while user.holders().len() > 1 {
+        assert!(start.elapsed() < Duration::from_secs(20), "the holder stays");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(user.shell("$V --root b import tree x >/dev/null; $V --root b ps -q").ok(), "");
+    user.shell("$V --root a system reset -f && $V --root b system reset -f").ok();
+    user.has_no_holders();
 }

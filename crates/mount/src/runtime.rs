@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use vellum_sys::file::private_folder;
 
-/// The runtime folder of the store with this id: `/run/vellum/ID` as root, `$XDG_RUNTIME_DIR/vellum/ID` otherwise, `/tmp/vellum-UID/ID` where
-/// there is no such folder. Made if need be; private to this user.
+/// The runtime folder of the store with this id: `/run/vellum/ID` as root, `$XDG_RUNTIME_DIR/vellum/ID` otherwise (`/run/user/UID` when it is not
+/// set), `/tmp/vellum-UID/ID` where there is no such folder. Made if need be; private to this user.
 ///
 /// In a user namespace that an ordinary user's store lives in, UID is the user's number outside, so that the same folder is found inside and
 /// outside.
@@ -32,10 +32,14 @@ fn base_folder() -> PathBuf {
         return PathBuf::from("/run/vellum");
     }
     let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    if let Some(folder) = given.filter(|folder| folder.is_absolute() && belongs_to(folder, user)) {
-        return folder.join("vellum");
+    let outside = outside.unwrap_or(user);
+    // Not every way to become a user (su, cron) sets the variable, and all of them must find the same folder.
+    let usual = PathBuf::from(format!("/run/user/{outside}"));
+    let usable = |folder: &PathBuf| folder.is_absolute() && belongs_to(folder, user);
+    match given.filter(usable).or_else(|| Some(usual).filter(usable)) {
+        Some(folder) => folder.join("vellum"),
+        None => PathBuf::from(format!("/tmp/vellum-{outside}")),
     }
-    PathBuf::from(format!("/tmp/vellum-{}", outside.unwrap_or(user)))
 }
 
 fn belongs_to(folder: &Path, user: u32) -> bool {

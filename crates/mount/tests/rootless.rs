@@ -27,7 +27,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["hold", dir] => {
-            let _ = ns::hold(Path::new(dir));
+            let _ = ns::hold(Path::new(dir), Path::new(dir));
             std::process::exit(1);
         }
         ["end", dir] => println!("{}", ns::end(Path::new(dir)).expect("an end")),
@@ -245,7 +245,7 @@ fn killed_holder() {
     let store = Store::new(None);
     let path = store.run(&["do-acquire"]);
     let holder = ns::holder(store.path()).expect("a record").expect("a holder");
-    assert!(std::fs::read_dir(format!("/proc/{holder}/fd")).expect("its files").count() <= 4);
+    assert!(std::fs::read_dir(format!("/proc/{holder}/fd")).expect("its files").count() <= 5);
     let pid = rustix::process::Pid::from_raw(i32::try_from(holder).expect("a pid")).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("a kill");
     while Path::new(&format!("/proc/{holder}/ns/mnt")).metadata().is_ok() {

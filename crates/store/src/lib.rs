@@ -5,6 +5,7 @@
 //! ```text
 //! ROOT/                         0711; 0700 of a user's own store
 //!   store.json                  identity: id, driver, form of attributes; known without the catalog   [`open`]
+//!   id                          the id, of a store that was entered before it was made                [`id`]
 //!   catalog.db, -wal, -shm      what the store has                                                    [`catalog`]
 //!   locks/                      who works on what, and who lives                                      [`locks`]
 //!   config/<hex>                images' configurations, byte for byte
@@ -64,6 +65,7 @@ mod faults;
 mod files;
 mod findings;
 mod gc;
+mod id;
 mod imageconfig;
 mod images;
 mod layerfiles;

@@ -87,8 +87,7 @@ impl Identity {
         let rootless = options.rootless.unwrap_or_else(without_privileges);
         let choice = drivers::choose(layout, rootless, options.driver.as_deref(), None)?;
         Ok(Self {
-            uuid: vellum_sys::random::hex::<16>()
-                .map_err(|e| Error::io("draw a random number", "getrandom", e))?,
+            uuid: crate::id::of_new(layout)?,
             xattrs: if rootless { XattrForm::User } else { XattrForm::Trusted },
             rootless,
             driver: choice.name,

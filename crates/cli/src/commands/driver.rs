@@ -33,7 +33,7 @@ pub(crate) struct Ls {
 impl Ls {
     fn run(&self, global: &Global) -> Result<()> {
         let options = OpenOptions { create: false, ..context::options(global)? };
-        context::enter(&options.root)?;
+        context::enter(&options.root, true)?;
         // What a store has chosen is told where there is one; probing needs none.
         let rows = match Store::open(&options) {
             Ok(store) => store.drivers(),

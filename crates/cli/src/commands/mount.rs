@@ -38,10 +38,11 @@ impl Mount {
         let path = store.mount(&container.id, &options)?;
         say(path.display())?;
         if context::is_out_of_sight() {
-            note(
+            note(format_args!(
                 "note: it is mounted in the store's own namespace and not seen outside of it\n\
-                 hint: look at it with `vellum unshare`, as in `vellum unshare ls PATH`",
-            );
+                 hint: look at it from inside, as with `vellum unshare ls {}`",
+                path.display()
+            ));
         }
         Ok(())
     }

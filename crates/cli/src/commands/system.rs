@@ -33,13 +33,14 @@ pub(crate) struct Reset {
 impl Reset {
     fn run(&self, global: &Global) -> Result<()> {
         let options = OpenOptions { create: false, worker: None, ..context::options(global)? };
-        context::enter(&options.root)?;
+        context::enter(&options.root, false)?;
+        let namespace = context::Namespace::of(&options.root, false)?;
         if !self.force && !confirmed(&options)? {
             note("Nothing was done.");
             return Ok(());
         }
         Store::reset(&options)?;
-        context::leave(&options.root)
+        namespace.end()
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct Unshare {
 
 impl Unshare {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
-        context::enter(&context::root(global)?)?;
+        context::enter(&context::root(global)?, true)?;
         let shell = || std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
         let command = if self.command.is_empty() { vec![shell()] } else { self.command.clone() };
         let mut words = command.iter();

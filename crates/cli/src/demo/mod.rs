@@ -21,15 +21,23 @@ pub(crate) use inside::run as inside;
 use crate::cli::Global;
 use crate::context;
 use crate::failure::{Result, io};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+
+/// The store's folder in it.
+const STORE: &str = "store";
 
 /// The folder of the demonstration, gone when dropped.
 struct Place(PathBuf);
 
 impl Place {
+    /// Makes it. Found is one that this process made before it entered the namespace and began anew, which keeps its number.
     fn new(parent: &Path) -> Result<Self> {
         let path = parent.join(format!("vellum-demo-{}", std::process::id()));
-        std::fs::create_dir(&path).map_err(io(format!("make the folder {}", path.display())))?;
+        match std::fs::create_dir(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && path.join(STORE).is_dir() => {}
+            made => made.map_err(io(format!("make the folder {}", path.display())))?,
+        }
         Ok(Self(path))
     }
 }
@@ -46,11 +54,12 @@ pub(crate) fn run(global: &Global, parent: Option<&Path>) -> Result<()> {
     let given = || std::env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_dir());
     let parent = parent.map(Path::to_owned).or_else(given).unwrap_or_else(|| "/var/tmp".into());
     let parent = std::path::absolute(&parent).map_err(io(format!("tell where {} is", parent.display())))?;
-    // The namespace is that of the folder, so that demonstrations follow one another in one.
-    context::enter(&parent)?;
     let place = Place::new(&parent)?;
-    let outcome = steps::all(global, &place.0);
+    let store = place.0.join(STORE);
+    context::enter(&store, true)?;
+    let namespace = context::Namespace::of(&store, true)?;
+    let outcome = steps::all(global, &place.0, &store);
     drop(place);
-    context::leave(&parent)?;
+    namespace.end()?;
     outcome
 }

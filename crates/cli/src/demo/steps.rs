@@ -23,9 +23,9 @@ const MANY: usize = 100;
 /// Plain copies that are made to compare.
 const COPIES: usize = 3;
 
-/// All steps, in the folder `place`; the store is taken off whatever happens.
-pub(super) fn all(global: &Global, place: &Path) -> Result<()> {
-    let options = OpenOptions { worker: None, ..OpenOptions::new(place.join("store")) };
+/// All steps, in the folder `place` with the store's folder in it; the store is taken off whatever happens.
+pub(super) fn all(global: &Global, place: &Path, store: &Path) -> Result<()> {
+    let options = OpenOptions { worker: None, ..OpenOptions::new(store) };
     let options = OpenOptions { driver: global.driver.clone(), ..options };
     let scratch = place.join("scratch");
     std::fs::create_dir(&scratch).map_err(io(format!("make the folder {}", scratch.display())))?;

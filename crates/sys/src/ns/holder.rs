@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-const RECORD: &str = "ns";
+pub(super) const RECORD: &str = "ns";
 pub(super) const LOCK: &str = "ns.lock";
 
 /// What a command and the holder it starts say to each other: one byte, after the first the holder's pid.
@@ -126,12 +126,12 @@ fn expect(child: &mut Child, byte: u8) -> Result<(), NsError> {
 }
 
 /// What the executable does when it is started with the hidden arguments that were given to [`super::enter_or_create`]: makes the namespaces
-/// and holds them until it is told to end. Called first thing in main, in a process with one thread; returns only if it fails,
-/// after having told the command that waits for it.
+/// and holds them until it is told to end, or the store, whose folder is `root`, is gone. Called first thing in main, in a process with
+/// one thread. If it fails, the command that waits for it has been told.
 ///
 /// # Errors
 /// The namespaces cannot be made.
-pub fn hold(dir: &Path) -> Result<std::convert::Infallible, NsError> {
+pub fn hold(dir: &Path, root: &Path) -> Result<(), NsError> {
     let held = prepare(dir);
     let mut out = io::stdout();
     let record = match held {
@@ -148,11 +148,10 @@ pub fn hold(dir: &Path) -> Result<std::convert::Infallible, NsError> {
     let _ = out.write_all(&[READY]);
     let _ = out.flush();
     close_standard();
+    super::watch::until_gone(dir, root);
     // The record's lock is what says that this process lives.
-    let _record = record;
-    loop {
-        rustix::event::pause();
-    }
+    drop(record);
+    Ok(())
 }
 
 fn prepare(dir: &Path) -> Result<FileLock, NsError> {
@@ -205,6 +204,16 @@ fn close_standard() {
 /// # Errors
 /// It cannot be found, or not be told.
 pub fn end(dir: &Path) -> Result<bool, NsError> {
+    match end_found(dir) {
+        // It ended by itself, because the store is gone, and took the folder with it.
+        Err(NsError::System { source, .. }) if source.kind() == io::ErrorKind::NotFound && !dir.exists() => {
+            Ok(false)
+        }
+        ended => ended,
+    }
+}
+
+fn end_found(dir: &Path) -> Result<bool, NsError> {
     let path = dir.join(LOCK);
     let _lock = FileLock::exclusive(&path)
         .map_err(|error| NsError::system(format!("lock {}", path.display()), error))?;

@@ -3,7 +3,7 @@
 use super::holder::{self, Holder, LOCK};
 use super::{Facts, NsError};
 use crate::lock::FileLock;
-use rustix::thread::{CapabilitySet, LinkNameSpaceType};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags};
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
@@ -81,6 +81,19 @@ pub(super) fn single_threaded() -> Result<(), NsError> {
         .map_err(|error| NsError::system("read /proc/self/task", error))?
         .count();
     if tasks == 1 { Ok(()) } else { Err(NsError::Threads) }
+}
+
+/// Gives this process mounts, a name of the host, and System V objects of its own, copies of what it sees. Needs the privileges of
+/// [`is_privileged`].
+///
+/// # Errors
+/// This process has threads, of which only one would be moved; the kernel's.
+pub fn separate() -> Result<(), NsError> {
+    single_threaded()?;
+    let own = UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
+    // SAFETY: the flags leave the table of descriptors shared as it was, so that nobody's descriptor changes its meaning.
+    unsafe { rustix::thread::unshare_unsafe(own) }
+        .map_err(|error| NsError::system("leave the namespaces", error))
 }
 
 /// Replaces this process by this executable with the same arguments. Returns only the error.

@@ -2,7 +2,8 @@
 //!
 //! A user without privileges may mount overlayfs only inside a user namespace of their own, and only in a mount namespace that belongs
 //! to it. Both vanish with their last process. So that a mount made by one command is there for the next, a small process, the *holder*,
-//! keeps them: one for each store, as long as the user is logged in or until the store is reset.
+//! keeps them: one for each store, until the store is reset or its folder is deleted, or until its record is (at the user's logout,
+//! where that clears the runtime folder).
 //!
 //! ```text
 //!   shell ── vellum mount c ── setns(user, mnt) ──▶ re-exec: mounts, ends
@@ -11,7 +12,7 @@
 //!   DIR/ns        the holder's record ┴─ pid, inodes of both namespaces; the holder has it locked (flock) while it lives
 //!   DIR/ns.lock   taken by who looks for the holder, makes or ends it
 //!
-//!   holder: this executable, started with hidden arguments; own session, no descriptors but DIR/ns, waits in pause(2)
+//!   holder: this executable, started with hidden arguments; own session, no descriptors but DIR/ns and a watch
 //! ```
 //!
 //! # How a command enters
@@ -53,9 +54,10 @@
 mod holder;
 mod join;
 mod maps;
+mod watch;
 
 pub use holder::{end, hold, holder};
-pub use join::{Entered, enter_or_create, is_privileged, reexec};
+pub use join::{Entered, enter_or_create, is_privileged, reexec, separate};
 pub use maps::{Facts, Range, outside_uid};
 
 use std::io;
