@@ -326,6 +326,16 @@ impl Driver for Overlay {
         }
     }
 
+    fn rename(&self, from: LayerId, to: LayerId) -> Result<Changed> {
+        let changed = self.home.rename(from, to)?;
+        self.name_link(to)?;
+        match rustix::fs::unlinkat(&self.links, from.to_string(), AtFlags::empty()) {
+            Ok(()) => Ok(Changed::Yes),
+            Err(Errno::NOENT) => Ok(changed),
+            Err(error) => Err(Error::system("remove the short name", error).layer(from)),
+        }
+    }
+
     fn purge(&self, trashed: &Path) -> Result<()> {
         home::purge(trashed)
     }

@@ -232,6 +232,10 @@ impl Driver for Vfs {
         self.home.remove(id, trash)
     }
 
+    fn rename(&self, from: LayerId, to: LayerId) -> Result<Changed> {
+        self.home.rename(from, to)
+    }
+
     fn purge(&self, trashed: &Path) -> Result<()> {
         home::purge(trashed)
     }

@@ -283,6 +283,37 @@ impl Home {
         Err(failed(io::ErrorKind::AlreadyExists.into()))
     }
 
+    /// Gives a committed layer's folder another, free id. See [`crate::Driver::rename`].
+    ///
+    /// # Errors
+    /// As the trait says.
+    pub fn rename(&self, from: LayerId, to: LayerId) -> Result<Changed> {
+        let taken = || Error::new(ErrorKind::Exists, "rename", format!("there is a layer {to}")).layer(from);
+        let committed = |record: &Record| record.kind == Kind::Committed;
+        let Some(record) = self.record(from)? else {
+            return match self.record(to)? {
+                Some(there) if committed(&there) => Ok(Changed::No),
+                _ => Err(Error::not_found("rename", from)),
+            };
+        };
+        if !committed(&record) {
+            return Err(
+                Error::new(ErrorKind::NotCommitted, "rename", "the layer is not committed").layer(from)
+            );
+        }
+        match rustix::fs::renameat_with(
+            &self.dir,
+            from.to_string(),
+            &self.dir,
+            to.to_string(),
+            RenameFlags::NOREPLACE,
+        ) {
+            Ok(()) => Ok(Changed::Yes),
+            Err(Errno::EXIST) => Err(taken()),
+            Err(error) => Err(Error::system("rename", error).layer(from)),
+        }
+    }
+
     /// Brings the record and the folders that name the layer to the disk.
     ///
     /// # Errors

@@ -241,6 +241,17 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// [`ErrorKind::InUse`] where the driver itself can tell that the layer is mounted or a parent.
     fn remove(&self, id: LayerId, trash: &Path) -> Result<Changed>;
 
+    /// Gives the committed layer `from` the id `to`, which no layer has (any more). Layers that were made on `to` lie on it from
+    /// now on, so its parent and its tree must be those of the layer that had the id before. `Changed::No` if `from` is not there and a
+    /// committed `to` is: it was done already.
+    ///
+    /// For the repair of a damaged layer: the sound one is made beside it, the damaged one removed, and this follows. The caller
+    /// sees to it that nothing is mounted or read meanwhile that lies on `to`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::NotCommitted`]; [`ErrorKind::Exists`]: `to` is a layer.
+    fn rename(&self, from: LayerId, to: LayerId) -> Result<Changed>;
+
     /// Deletes what [`Driver::remove`] moved into the trash. May take long; may be interrupted and called again.
     ///
     /// # Errors

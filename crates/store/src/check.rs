@@ -7,19 +7,22 @@
 //!    `layer.json` is right; of an image's layer, every file is compared with the manifest, and the recipe can be read.
 //! 5. Every kept blob has its digest.
 //!
+//! Damaged layers of images are noted in the catalog, so that a load of the image mends them ([`crate::mend`]).
 //! A finding about something that was removed meanwhile is dropped. Nothing is locked: a check may run for long.
 
 use crate::catalog::layers::{Layer, Role, State};
-use crate::catalog::{Durability, images, intents, layers};
+use crate::catalog::{Durability, damage, images, intents, layers};
 use crate::layerfiles::{ImageFile, LayerFile};
+use crate::repair::unpack_helps;
 use crate::{
     Code, Error, Finding, LayerOutcome, OpenOptions, Progress, Result, Store, files, findings, imageconfig,
     recovery,
 };
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use vellum_driver::Kind;
-use vellum_types::{ChainId, ImageId};
+use vellum_types::{ChainId, ImageId, LayerId};
 
 /// A finding, with the layer it is about, for the repair.
 #[derive(Debug)]
@@ -113,6 +116,7 @@ impl Store {
         found.extend(self.check_layers(progress)?);
         found.extend(self.check_blobs()?);
         self.drop_removed(&mut found)?;
+        self.note_found(&found)?;
         if repair && self.read_only.is_none() {
             self.repair(&mut found)?;
         } else {
@@ -300,6 +304,43 @@ impl Store {
         Ok(found)
     }
 
+    /// Notes which layers are damaged, so that a load mends them, and which are sound again.
+    fn note_found(&self, found: &[Found]) -> Result<()> {
+        let mut bad = BTreeMap::new();
+        for one in found {
+            if let Some(layer) = &one.layer
+                && layer.role == Role::Image
+                && unpack_helps(one.finding.id)
+            {
+                bad.entry(layer.id).or_insert_with(|| match &one.finding.path {
+                    Some(path) => format!("{path}: {}", one.finding.detail),
+                    None => one.finding.detail.clone(),
+                });
+            }
+        }
+        let known: BTreeSet<LayerId> = (self.catalog.read(damage::all)?.into_iter())
+            .filter(|damage| damage.successor.is_none())
+            .map(|damage| damage.layer)
+            .collect();
+        let sound: Vec<LayerId> = known.iter().filter(|id| !bad.contains_key(id)).copied().collect();
+        bad.retain(|id, _| !known.contains(id));
+        if self.read_only.is_some() || (bad.is_empty() && sound.is_empty()) {
+            return Ok(());
+        }
+        let noted = self.catalog.write(Durability::Full, |tx| {
+            sound.iter().try_for_each(|id| damage::clear(tx, *id))?;
+            bad.iter().try_for_each(|(id, detail)| match layers::get(tx, *id)? {
+                Some(_) => damage::note(tx, *id, detail),
+                None => Ok(()),
+            })
+        });
+        match noted {
+            // What was found is told all the same.
+            Err(e) if e.code() == Code::Full => Ok(()),
+            result => result,
+        }
+    }
+
     /// What was removed or changed while it was looked at is not wrong.
     fn drop_removed(&self, found: &mut Vec<Found>) -> Result<()> {
         self.catalog.read(|tx| {
@@ -342,7 +383,8 @@ pub(crate) fn advise(found: &mut Found) {
         _ if repairable => "`vellum check --repair` mends it",
         Some(_) if kept => "`vellum check --repair` unpacks it again from its kept blob",
         Some(layer) if layer.role != Role::Image => "there is no second copy of a container's own files",
-        _ => "remove the image and load it again",
+        Some(_) => crate::mend::HINT,
+        None => "load the image again",
     };
     found.finding.hint = Some(hint.to_owned());
 }

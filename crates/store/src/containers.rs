@@ -78,6 +78,7 @@ impl Store {
     /// Makes a layer with the driver in use. After a power cut ids may be handed out again, and what is there under one is
     /// nobody's: it goes to the trash first.
     pub(crate) fn create_layer(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()> {
+        let _reading = spec.parent.map(|_| self.reading_layers()).transpose()?;
         match self.driver.create(id, spec) {
             Err(e) if e.kind == vellum_driver::ErrorKind::Exists => {
                 let _ = self.driver.remove(id, &self.layout.trash().join(self.driver.name()))?;
@@ -150,6 +151,7 @@ impl Store {
         if row.usage.is_some() && !options.read_only {
             self.catalog.write(Durability::Normal, |tx| layers::set_usage(tx, row.layer, None))?;
         }
+        let _reading = self.reading_layers()?;
         let plan = self.driver_named(&row.driver)?.mounts(row.layer, options)?;
         self.mounter.acquire(row.layer, &plan).map_err(Error::from)
     }
@@ -191,6 +193,7 @@ impl Store {
         }
         let (row, _lock) = self.locked(container, Hold::Shared)?;
         let driver = self.driver_named(&row.driver)?;
+        let _reading = self.reading_layers()?;
         Ok(driver.diff(row.layer, row.parent, &self.mounter, &mut Visit(visit))?)
     }
 

@@ -25,17 +25,17 @@ findings! {
     CATALOG_LOST = "VLM-C002", "the catalog is missing", "the catalog is rebuilt from what lies on disk";
     CATALOG_DROPPED = "VLM-C003", "something could not be taken over into the rebuilt catalog",
         "none: load the image again";
-    LAYER_LOST = "VLM-L001", "a layer of the catalog is not on disk", "unpacked again, if its blob was kept";
+    LAYER_LOST = "VLM-L001", "a layer of the catalog is not on disk", "unpacked again, if its blob was kept; else loading the image does it";
     LAYER_STRUCTURE = "VLM-L002", "the driver's own files of a layer are damaged",
-        "unpacked again, if its blob was kept";
+        "unpacked again, if its blob was kept; else loading the image does it";
     LAYER_RELATION = "VLM-L003", "the driver and the catalog disagree about a layer's kind or parent",
-        "unpacked again, if its blob was kept";
+        "unpacked again, if its blob was kept; else loading the image does it";
     LAYER_CONTENT = "VLM-L004", "a file of a layer is not what was unpacked",
-        "unpacked again, if its blob was kept";
+        "unpacked again, if its blob was kept; else loading the image does it";
     LAYER_MANIFEST = "VLM-L005", "a layer's manifest is missing or damaged, so that its files cannot be verified",
-        "unpacked again, if its blob was kept";
+        "unpacked again, if its blob was kept; else loading the image does it";
     LAYER_RECIPE = "VLM-L006", "a layer's recipe is missing or damaged, so that its tar cannot be given back",
-        "unpacked again, if its blob was kept";
+        "unpacked again, if its blob was kept; else loading the image does it";
     LAYER_RECORD = "VLM-L007", "the file layer.json of a layer is missing, damaged or wrong",
         "written anew from the catalog";
     CONFIG_LOST = "VLM-I001", "the configuration of an image is missing", "none: load the image again";

@@ -36,7 +36,7 @@
 //!
 //! Each module opens with its numbered algorithm: load ([`load`]), create, mount and remove ([`containers`]), commit, import and
 //! export ([`stream`]), snapshot and rollback ([`savepoints`]), images' names and removal ([`images`]), garbage collection
-//! ([`gc`]), check ([`check`], [`verify`]) and repair ([`repair`], [`rebuild`]), front ends' snapshots ([`views`]), reset ([`reset`]).
+//! ([`gc`]), check ([`check`], [`verify`]) and repair ([`repair`], [`mend`], [`rebuild`]), front ends' snapshots ([`views`]), reset ([`reset`]).
 //!
 //! # Where a crash leaves what
 //!
@@ -51,7 +51,7 @@
 //! | rollback | the container has its old layer; the copy is rolled back | it has the new one; the old one's removal is finished at the next open | as killed before | as killed after |
 //! | remove | nothing happened | removal finished at the next open | nothing happened | finished at the next open |
 //! | gc | nothing happened, or some items are gone | the rest at the next | the same | the same |
-//! | repair of a layer | the layer is damaged as before, and the next repair does it | mended | the same | mended |
+//! | repair of a layer | the layer is damaged as before, and the next load or repair does it | mended, or the replacement is finished at the next open | the same | mended |
 //! | rebuild of the catalog | the damaged one is still there | the new one is | the same | the same |
 
 #![allow(rustdoc::private_intra_doc_links)]
@@ -72,6 +72,7 @@ mod layerfiles;
 mod layout;
 mod load;
 mod locks;
+mod mend;
 mod model;
 mod open;
 mod rebuild;

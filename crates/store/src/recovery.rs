@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | a layer `staging`, its owner dead | killed while unpacking, creating, copying | the row becomes `removing`, the container, save point or snapshot that was to have it goes; then as below |
 //! | a layer `removing`, its owner dead | killed after the removal was reported, or in the row above | moved to the trash, row forgotten |
+//! | a damaged layer with a successor, whose owner is dead | killed while it was replaced | the replacement is finished; taken back if something was mounted meanwhile ([`crate::mend`]) |
 //! | pins of a dead owner | killed load | deleted; its ready layers stay until `gc`, and the next load of them finds them |
 //! | a folder without a row | power cut took the intent away | moved to the trash; at boot and by `gc` |
 //! | files without a row in `config`, `images`, `blobs` | killed before the row was committed | deleted by `gc` |
@@ -36,6 +37,9 @@ pub(crate) fn at_open(store: &Store) -> Result<()> {
 
 /// Rolls back or finishes what dead operations left.
 pub(crate) fn take_over_dead(store: &Store, owners: &[OwnerId]) -> Result<()> {
+    if !owners.is_empty() {
+        crate::mend::finish_pending(store)?;
+    }
     let mut dead = Vec::new();
     for owner in owners {
         if owner.0 == -1 || !lives(&store.layout, *owner)? {

@@ -33,7 +33,7 @@ use vellum_driver::{Ability, CreateSpec};
 use vellum_types::{ChainId, ContainerId, DiffId, ImageId, ImageName, LayerId};
 
 /// The layers that a new one is put on.
-struct Below {
+pub(crate) struct Below {
     /// Of the new layer's image, the base first.
     layers: Vec<LayerId>,
     chain: Option<ChainId>,
@@ -46,11 +46,11 @@ impl Below {
 }
 
 /// A layer that is unpacked and joined, and waits to be recorded.
-struct Staged {
-    id: LayerId,
-    filled: Filled,
+pub(crate) struct Staged {
+    pub(crate) id: LayerId,
+    pub(crate) filled: Filled,
     /// Of the root, opened before the first write.
-    barrier: OwnedFd,
+    pub(crate) barrier: OwnedFd,
 }
 
 impl Store {
@@ -84,6 +84,7 @@ impl Store {
         self.operate(|owner| {
             let staged = self.stage_tree(owner, &below, |out| {
                 let mut sink = TarSink::new(out);
+                let _reading = self.reading_layers()?;
                 driver.diff(row.layer, row.parent, &self.mounter, &mut sink)?;
                 Ok(sink.finish().map(drop)?)
             })?;
@@ -146,6 +147,7 @@ impl Store {
     pub fn export(&self, container: &ContainerId, out: &mut dyn Write) -> Result<()> {
         let (row, _lock) = self.locked(container, Hold::Shared)?;
         let driver = self.driver_named(&row.driver)?;
+        let _reading = self.reading_layers()?;
         let mut sink = TarSink::new(BufWriter::with_capacity(256 << 10, out));
         driver.diff(row.layer, None, &self.mounter, &mut sink)?;
         let (mut out, _) = sink.finish()?;
@@ -157,7 +159,7 @@ impl Store {
     }
 
     /// The image layers from `top` down, the base first.
-    fn chain_of(&self, top: Option<LayerId>) -> Result<Below> {
+    pub(crate) fn chain_of(&self, top: Option<LayerId>) -> Result<Below> {
         self.catalog.read(|tx| {
             let mut below = Below { layers: Vec::new(), chain: None };
             let mut next = top;
@@ -204,7 +206,7 @@ impl Store {
     }
 
     /// Makes a layer that `fill` fills, and joins it to the one below.
-    fn stage(
+    pub(crate) fn stage(
         &self,
         owner: &Owner,
         below: &Below,
@@ -225,7 +227,9 @@ impl Store {
         self.create_layer(id, &CreateSpec { parent, view: false, options: &[] })?;
         let filled = fill(id)?;
         point("store.stage.filled")?;
+        let reading = self.reading_layers()?;
         let _ = self.driver.commit(id, below.top(), &filled.finished.joints)?;
+        drop(reading);
         point("store.stage.joined")?;
         Ok(Staged { id, filled, barrier })
     }

@@ -64,10 +64,12 @@ impl Store {
         };
         let path = self.layout.layer(&row.driver, row.id).join("recipe");
         let damaged = |e: Box<dyn std::error::Error + Send + Sync>| {
+            self.note_damage(layer, &format!("its tar cannot be given back: {e}"));
             Error::caused(Code::Damaged, "give the layer's tar back", e)
                 .object(format!("layer {layer}"))
-                .with_hint("`vellum check` says what is wrong with it")
+                .with_hint(format!("`vellum check` says what is wrong with it; {}", crate::mend::HINT))
         };
+        let _reading = self.reading_layers()?;
         let recipe = File::open(&path).map_err(|e| damaged(e.into()))?;
         let view = self.view_of(&row)?;
         let given = recipe::assemble(&recipe, &mut |path| open_beneath(view.root(), path), out);
@@ -109,6 +111,7 @@ impl Store {
             found.push(Found::layer(findings::LAYER_RECIPE, layer, detail).at(recipe.display()));
         }
         let driver = self.driver_named(&layer.driver)?;
+        let _reading = self.reading_layers()?;
         let own = driver.own_folder(layer.id)?;
         let chain = if own.is_some() { vec![layer.id] } else { self.chain_up_to(layer)? };
         let paths: Vec<PathBuf> =

@@ -178,3 +178,114 @@ fn root_a_lost_or_damaged_catalog_is_rebuilt() {
         }
     }
 }
+
+/// A bit flips in a file of the second layer, and its times stay.
+fn flip_payload(store: &Store, driver: &str) {
+    let path = payload(store, driver);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[777] ^= 4;
+    let times = path.metadata().unwrap().modified().unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(times).unwrap();
+}
+
+/// An image without kept blobs, and a container.
+fn without_blobs(test: &str, driver: &str) -> Option<(Place, Store)> {
+    let place = Place::new(test, driver)?;
+    let store = place.open();
+    store.load_image(Image::simple().input(&["x"], false), &Silent).unwrap();
+    let options = CreateOptions { name: Some("user".parse().unwrap()), ..CreateOptions::default() };
+    store.create_container(&Image::simple().id(), options).unwrap();
+    Some((place, store))
+}
+
+#[test]
+fn root_loading_the_image_again_mends_what_check_found() {
+    for driver in DRIVERS {
+        let test = "root_loading_the_image_again_mends_what_check_found";
+        let Some((place, store)) = without_blobs(test, driver) else { continue };
+        let again = |store: &Store| store.load_image(Image::simple().input(&["x"], false), &Silent);
+        flip_payload(&store, driver);
+        let findings = store.check(true, &Silent).unwrap();
+        assert_eq!(ids(&findings), ["VLM-L004"], "{findings:#?}");
+        assert!(findings[0].hint.as_ref().unwrap().contains("load the image again"), "{findings:#?}");
+        drop(store);
+        // What was found is known to every process from now on.
+        let store = place.open();
+        let refused = store.create_container(&Image::simple().id(), CreateOptions::default()).unwrap_err();
+        assert_eq!(refused.code(), Code::Damaged);
+        let row = store.find_container("user").unwrap();
+        assert_eq!(store.damage_below(&row.id).unwrap().len(), 1);
+        let path = store.mount(&row.id, &MountOptions::default()).unwrap();
+        std::fs::write(path.join("mine"), b"mine").unwrap();
+        if *driver == "overlay" {
+            let refused = again(&store).unwrap_err();
+            assert_eq!(refused.code(), Code::InUse);
+            assert!(told(&refused).contains("container user"), "{}", told(&refused));
+            assert_eq!(ids(&store.check(false, &Silent).unwrap()), ["VLM-L004"]);
+        }
+        let _ = store.umount(&row.id, true, false).unwrap();
+        let report = again(&store).unwrap();
+        assert_eq!((report.layers_new, report.layers_shared), (1, 2));
+        assert_clean(&store);
+        assert_nothing_to_collect(&store);
+        assert!(store.damage_below(&row.id).unwrap().is_empty());
+        let path = store.mount(&row.id, &MountOptions::default()).unwrap();
+        if *driver == "overlay" {
+            assert_eq!(std::fs::read(path.join("usr/x")).unwrap(), pattern(100_000));
+        }
+        assert_eq!(std::fs::read(path.join("mine")).unwrap(), b"mine");
+        let _ = store.umount(&row.id, true, false).unwrap();
+        for layer in store.image_layers(&Image::simple().id()).unwrap() {
+            store.layer_tar(layer.id, &mut std::io::sink()).unwrap();
+        }
+        assert_eq!(again(&store).unwrap().layers_new, 0);
+        store.create_container(&Image::simple().id(), CreateOptions::default()).unwrap();
+    }
+}
+
+#[test]
+fn root_a_load_mends_what_it_does_not_find_on_disk_and_keeps_the_blob() {
+    for driver in DRIVERS {
+        let test = "root_a_load_mends_what_it_does_not_find_on_disk_and_keeps_the_blob";
+        let Some((_place, store)) = without_blobs(test, driver) else { continue };
+        let layers = store.image_layers(&Image::simple().id()).unwrap();
+        for layer in &layers[..2] {
+            std::fs::remove_dir_all(store.root().join(driver).join(layer.id.to_string())).unwrap();
+        }
+        let report = store.load_image(Image::simple().input(&["x"], true), &Silent).unwrap();
+        assert_eq!(report.layers_new, 2);
+        assert_clean(&store);
+        assert_nothing_to_collect(&store);
+        let now = store.image_layers(&Image::simple().id()).unwrap();
+        assert_eq!(
+            now.iter().map(|l| l.id).collect::<Vec<_>>(),
+            layers.iter().map(|l| l.id).collect::<Vec<_>>()
+        );
+        assert!(now.iter().all(|layer| layer.blob.is_some()));
+    }
+}
+
+#[test]
+fn root_a_save_that_finds_damage_has_the_next_load_mend_it() {
+    let test = "root_a_save_that_finds_damage_has_the_next_load_mend_it";
+    let Some((_place, store)) = without_blobs(test, "overlay") else { return };
+    flip_payload(&store, "overlay");
+    let layer = store.image_layers(&Image::simple().id()).unwrap()[1].id;
+    assert_eq!(store.layer_tar(layer, &mut std::io::sink()).unwrap_err().code(), Code::Damaged);
+    let report = store.load_image(Image::simple().input(&["x"], false), &Silent).unwrap();
+    assert_eq!(report.layers_new, 1);
+    store.layer_tar(layer, &mut std::io::sink()).unwrap();
+    assert_clean(&store);
+}
+
+#[test]
+fn root_what_is_sound_again_is_not_called_damaged_any_more() {
+    let test = "root_what_is_sound_again_is_not_called_damaged_any_more";
+    let Some((_place, store)) = without_blobs(test, "overlay") else { return };
+    flip_payload(&store, "overlay");
+    assert_eq!(ids(&store.check(false, &Silent).unwrap()), ["VLM-L004"]);
+    flip_payload(&store, "overlay");
+    assert_clean(&store);
+    store.create_container(&Image::simple().id(), CreateOptions::default()).unwrap();
+}

@@ -9,7 +9,8 @@ use vellum_store::{FINDINGS, Finding, FindingKind, Store};
 /// Compare the store with what it should be
 ///
 /// Looks at everything: the catalog, each layer's files against its recorded manifest, kept blobs. A finding has an id that
-/// never changes its meaning (`--list` tells all). What killed commands left behind is cleaned up and is no finding.
+/// never changes its meaning (`--list` tells all). A damaged layer of an image is mended by loading the image again, or by
+/// `--repair` where its blob was kept; until then no container is made of it, and `mount` warns. What killed commands left behind is cleaned up and is no finding.
 ///
 /// Exits with 0 when all is well or was repaired, with 1 when a finding is left.
 #[derive(Debug, Args)]

@@ -15,7 +15,8 @@ use vellum_types::{ImageName, Platform};
 /// Reads OCI layouts (a folder, or a tar, plain or compressed by gzip or zstd) and docker archives of every age, told by
 /// their content. A file is read in place; standard input is first copied into the store's folder.
 ///
-/// Layers that the store has are not unpacked again. Every digest is verified. The images are on the disk when the
+/// Layers that the store has are not unpacked again, unless they are known to be damaged: then they are mended, under the containers
+/// that were made of them (unmount those first). Every digest is verified. The images are on the disk when the
 /// command ends; one that was interrupted goes on where it was, layer by layer, when it is loaded again.
 #[derive(Debug, Args)]
 pub(crate) struct Load {

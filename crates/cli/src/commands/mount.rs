@@ -37,6 +37,11 @@ impl Mount {
             MountOptions { read_only: self.read_only, label: self.label.clone(), volatile: self.volatile };
         let path = store.mount(&container.id, &options)?;
         say(path.display())?;
+        for damage in store.damage_below(&container.id)? {
+            note(format_args!(
+                "warning: {damage}\nhint: unmount it and load the image again, which mends it"
+            ));
+        }
         if context::is_out_of_sight() {
             note(format_args!(
                 "note: it is mounted in the store's own namespace and not seen outside of it\n\

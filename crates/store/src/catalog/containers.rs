@@ -245,5 +245,7 @@ pub(crate) fn counts(tx: &Transaction<'_>) -> Result<(usize, usize, usize)> {
 /// The image layer that a container of this image lies on; fails when there is no such image.
 pub(crate) fn base_for(tx: &Transaction<'_>, driver: &str, image: &ImageId) -> Result<Option<LayerId>> {
     super::images::get(tx, driver, image)?.ok_or_else(|| Error::not_found("image", image.short()))?;
-    Ok(layers::of_image(tx, driver, &image.to_string())?.last().map(|layer| layer.id))
+    let top = layers::of_image(tx, driver, &image.to_string())?.last().map(|layer| layer.id);
+    super::damage::refuse(tx, top, "make a container")?;
+    Ok(top)
 }

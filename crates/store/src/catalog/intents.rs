@@ -47,7 +47,10 @@ pub(crate) fn take_over(tx: &Transaction<'_>, dead: OwnerId, by: OwnerId) -> Res
     unpin(tx, dead)?;
     let mut left = Vec::new();
     for layer in layers::not_ready(tx)? {
-        if layer.owner == Some(dead) || (layer.owner.is_none() && dead.0 == -1) {
+        // One that is to take a damaged layer's place does so ([`crate::mend`]).
+        if (layer.owner == Some(dead) || (layer.owner.is_none() && dead.0 == -1))
+            && !super::damage::is_successor(tx, layer.id)?
+        {
             abandon(tx, layer.id, by)?;
             left.push(layer);
         }

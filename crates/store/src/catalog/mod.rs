@@ -5,7 +5,8 @@
 //!   ▲ ▲ ▲                                               meta: key, value
 //!   │ │ └──── snapshots (front ends')
 //!   │ └────── save_points ──▶ containers
-//!   └──────── containers
+//!   ├──────── containers
+//!   └──────── damaged (known to be)
 //! ```
 //!
 //! A layer's `state` is all there is of intents:
@@ -33,6 +34,7 @@
 //!   once, so it must stay small.
 
 pub(crate) mod containers;
+pub(crate) mod damage;
 pub(crate) mod images;
 pub(crate) mod intents;
 pub(crate) mod layers;

@@ -110,6 +110,15 @@ CREATE TABLE save_points (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX save_points_by_layer ON save_points (layer);
 
+-- Layers that are known to be damaged. `successor` is the sound layer that takes the place of one, from when that is decided until
+-- it is done.
+CREATE TABLE damaged (
+    layer     INTEGER PRIMARY KEY REFERENCES layers (id) ON DELETE CASCADE,
+    detail    TEXT    NOT NULL,
+    found     INTEGER NOT NULL,
+    successor INTEGER REFERENCES layers (id)
+) STRICT;
+
 -- What other front ends hold (containerd's and docker's snapshots). `labels` is JSON.
 CREATE TABLE snapshots (
     namespace TEXT    NOT NULL,

@@ -33,6 +33,10 @@ impl<'a> Group<'a> {
         Ok(Self { load, barrier, layers: Vec::new(), last: Instant::now() })
     }
 
+    pub(super) fn barrier(&self) -> &OwnedFd {
+        &self.barrier
+    }
+
     pub(super) fn is_due(&self) -> bool {
         self.last.elapsed() > INTERVAL
     }

@@ -4,7 +4,8 @@
 //!    is seen by the barrier.
 //! 2. Layers are unpacked, by several workers where the driver can join layers later, else one after the other. A worker takes
 //!    the lowest layer that nobody has:
-//!    - *claim* (a transaction that is not synced): a layer of this chain ID that is ready is pinned and used; one that another
+//!    - *claim* (a transaction that is not synced): a layer of this chain ID that is ready is pinned and used, unless it is known to be
+//!      damaged or not on disk: then a sound one is unpacked and takes its place ([`crate::mend`]); one that another
 //!      living operation stages is left to it; one of a dead operation is rolled back; else an intent is made.
 //!    - `layers/<driver>/<id>/` is made, the driver makes the layer, the blob is hashed, decompressed, and applied to the
 //!      driver's target, writing recipe and manifest. Digests of tar and blob are compared.
@@ -20,6 +21,7 @@
 mod board;
 mod claim;
 mod group;
+mod mend;
 mod unpack;
 
 pub(crate) use group::{NewNames, record_image};
@@ -176,6 +178,9 @@ impl Load<'_> {
         let id = match self.claim(job, if self.parallel { None } else { parent })? {
             claim::Claim::Foreign => return Ok(Slot::Foreign),
             claim::Claim::Ready(id) => {
+                if let Some(unpacked) = self.unpack_if_damaged(job, id)? {
+                    return Ok(Slot::Unpacked(Box::new(unpacked)));
+                }
                 self.keep_blob_of(job, id)?;
                 self.progress.layer_done(job.index, LayerOutcome::Shared);
                 return Ok(Slot::Ready(id));
@@ -197,6 +202,11 @@ impl Load<'_> {
                 Next::Failed(e) => return Err(e),
                 Next::Join(index, parent, unpacked) => {
                     self.join(parent, &unpacked)?;
+                    if let Some(damaged) = &unpacked.mends {
+                        self.mend(damaged, parent, &unpacked, group.barrier())?;
+                        self.board.put(index, Slot::Ready(damaged.id));
+                        continue;
+                    }
                     self.board.put(index, Slot::Joined(unpacked.id));
                     group.add(index, parent, unpacked);
                 }
@@ -215,6 +225,7 @@ impl Load<'_> {
     }
 
     fn join(&self, parent: Option<LayerId>, unpacked: &Unpacked) -> Result<()> {
+        let _reading = self.store.reading_layers()?;
         let _ = self.store.driver.commit(unpacked.id, parent, &unpacked.filled.finished.joints)?;
         point("store.load.joined")
     }

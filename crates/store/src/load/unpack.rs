@@ -22,6 +22,8 @@ pub(super) struct Unpacked {
     pub(super) id: LayerId,
     pub(super) filled: Filled,
     pub(super) blob: Option<Kept>,
+    /// The damaged layer whose place it takes.
+    pub(super) mends: Option<layers::Layer>,
 }
 
 /// A blob that was copied into `tmp/`.
@@ -125,7 +127,7 @@ impl Load<'_> {
             ));
         }
         let kept = blob.finish()?;
-        Ok(Unpacked { id, filled, blob: kept })
+        Ok(Unpacked { id, filled, blob: kept, mends: None })
     }
 
     /// Keeps the blob of a layer that the store already has without one.

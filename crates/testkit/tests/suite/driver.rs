@@ -124,6 +124,10 @@ impl Driver for Broken {
         Ok(changed)
     }
 
+    fn rename(&self, from: LayerId, to: LayerId) -> Result<Changed> {
+        if self.is(Fault::RenameForgotten) { Ok(Changed::Yes) } else { self.inner.rename(from, to) }
+    }
+
     fn purge(&self, trashed: &Path) -> Result<()> {
         if self.is(Fault::PurgeForgotten) { Ok(()) } else { self.inner.purge(trashed) }
     }

@@ -37,6 +37,10 @@ pub(super) const CASES: &[Case] = &[
         "removing moves what is large into the trash under the driver's and the layer's names, and purge can be repeated"
     ),
     case!(
+        renamed_layer,
+        "a committed layer takes the id of one that was removed, layers above lie on it, and doing it again changes nothing"
+    ),
+    case!(
         walk_tells_all,
         "walk tells every layer once, as stat does (containerd: Walk; containers/storage: ListLayers)"
     ),
@@ -226,6 +230,29 @@ fn removal_is_not_deletion(lab: &Lab<'_>) -> Outcome {
         lab.driver().purge(&trashed)?;
     }
     Ok(())
+}
+
+fn renamed_layer(lab: &Lab<'_>) -> Outcome {
+    let base = lab.layer(None, |hand| hand.file("base", "base", 0o644))?;
+    let damaged = lab.layer(Some(base), |hand| hand.file("f", "right", 0o644))?;
+    let above = lab.layer(Some(damaged), |hand| hand.file("above", "above", 0o644))?;
+    let before = lab.snapshot(above)?;
+    let sound = lab.layer(Some(base), |hand| hand.file("f", "right", 0o644))?;
+    lab.refused(lab.driver().rename(sound, damaged), ErrorKind::Exists)?;
+    let active = lab.create(Some(base))?;
+    lab.refused(lab.driver().rename(active, lab.new_id()?), ErrorKind::NotCommitted)?;
+    lab.remove(active)?;
+    lab.remove(damaged)?;
+    ensure!(lab.driver().rename(sound, damaged)? == Changed::Yes, "renaming changed nothing");
+    ensure!(lab.driver().rename(sound, damaged)? == Changed::No, "renaming again changed something");
+    ensure!(lab.driver().stat(sound)?.is_none(), "the old id is still there");
+    ensure!(lab.stat(damaged)? == (Kind::Committed, Some(base)), "it is {:?}", lab.stat(damaged)?);
+    for id in [damaged, above] {
+        let findings = lab.driver().check(id)?;
+        ensure!(findings.is_empty(), "layer {id}: {findings:?}");
+    }
+    lab.expect(above, &before, Compare::NO_DIR_TIMES, "on the renamed layer")?;
+    lab.refused(lab.driver().rename(sound, lab.new_id()?), ErrorKind::NotFound)
 }
 
 fn walk_tells_all(lab: &Lab<'_>) -> Outcome {
