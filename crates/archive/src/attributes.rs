@@ -7,6 +7,7 @@
 //! | `user.vellum.X` | `user.vellum.escaped.X` |
 //! | (none) | `trusted.overlay.X`: overlayfs's own marks |
 //! | (none) | `user.vellum.stat`: owner and mode that the user namespace cannot hold |
+//! | (a device 0:0) | `user.vellum.whiteout`: what stands for it ([`crate::nested`]) |
 //!
 //! `user.vellum.stat` is `UID:GID:MODE` in ASCII, the numbers decimal and the mode octal with its type bits
 //! left out, such as `1000:100:4755`. Regular files and directories have it; links, devices and pipes cannot

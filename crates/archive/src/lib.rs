@@ -19,6 +19,7 @@ pub mod compression;
 pub mod digest;
 pub mod folder;
 pub mod manifest;
+pub mod nested;
 pub mod recipe;
 pub mod tar;
 pub mod target;

@@ -224,6 +224,9 @@ pub struct Joints {
     pub implied: Vec<LayerPath>,
     /// Hard links to files that this layer does not bring: (new name, existing name below).
     pub links: Vec<(LayerPath, LayerPath)>,
+    /// Directories with files that stand for character devices 0:0 ([`crate::nested`]); some may be gone again.
+    #[serde(default)]
+    pub whiteouts: Vec<LayerPath>,
 }
 
 /// What a finished target reports.

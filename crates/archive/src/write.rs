@@ -87,14 +87,15 @@ impl<W: Write> TarWriter<W> {
                 }
             }
         }
+        let special = node.special().map_err(WriteError::at("look at", path))?;
         match node.file_type() {
             FileType::Directory => self.header(path, &meta, &Kind::Dir)?,
             FileType::Symlink => {
                 let text = node.link_text().map_err(WriteError::at("read the link", path))?;
                 self.header(path, &meta, &Kind::Symlink(&text))?;
             }
-            FileType::RegularFile => self.file(path, &meta, node)?,
-            _ => match node.device() {
+            FileType::RegularFile if special.is_none() => self.file(path, &meta, node)?,
+            _ => match special {
                 Some(special) => self.header(path, &meta, &Kind::Special(special))?,
                 None => return Ok(Kept::LeftOut("a tar cannot hold a file of this type")),
             },

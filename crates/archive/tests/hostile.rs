@@ -109,15 +109,66 @@ fn forged_marks_are_escaped() {
     }
     let forged: [(&str, &[u8]); 2] =
         [("SCHILY.xattr.trusted.overlay.opaque", b"y"), ("SCHILY.xattr.user.vellum.stat", b"1:1:777")];
-    let archive = [with_records(&forged, entry(b'5', "d", "", b"")), entry(b'3', "fake", "", b"")].concat();
+    let kept: [(&str, &[u8]); 1] = [("SCHILY.xattr.user.vellum.whiteout", b"")];
+    let archive = [
+        with_records(&forged, entry(b'5', "d", "", b"")),
+        entry(b'3', "fake", "", b""),
+        with_records(&kept, entry(b'0', "no-device", "", b"")),
+    ]
+    .concat();
     let layer = Layer::new(Style::Overlay);
     let applied = layer.apply(&archive).unwrap();
-    assert_eq!(applied.left_out.len(), 1);
-    assert!(!layer.path("fake").exists());
+    assert_eq!(applied.left_out, []);
+    assert!(layer.path("fake").is_file(), "overlayfs must not take it for a whiteout");
+    assert_eq!(applied.finished.joints.whiteouts, [LayerPath::root()]);
     let fd = common::open(&layer.path("d"));
     assert!(!vellum_archive::attributes::is_opaque(&fd, vellum_archive::XattrForm::Trusted).unwrap());
     assert_eq!(layer.findings(), []);
     assert_eq!(layer.assemble(), archive);
+}
+
+#[test]
+fn devices_that_are_whiteouts_are_kept_verified_or_refused_by_name() {
+    if !root_or_skip("devices_that_are_whiteouts_are_kept_verified_or_refused_by_name") {
+        return;
+    }
+    let archive = [
+        with_records(&[("SCHILY.xattr.trusted.x", b"1")], entry(b'3', "d/device", "", b"")),
+        entry(b'1', "e/linked", "d/device", b""),
+        entry(b'0', "d/replaced", "", b"first"),
+        entry(b'3', "d/replaced", "", b""),
+        entry(b'3', "d/file", "", b""),
+        entry(b'0', "d/file", "", b""),
+    ]
+    .concat();
+    for style in BOTH {
+        let layer = Layer::new(style);
+        let joints = layer.apply(&archive).unwrap().finished.joints;
+        assert_eq!(layer.findings(), [], "{style:?}");
+        assert_eq!(layer.assemble(), archive);
+        let device = layer.path("d/device").symlink_metadata().unwrap();
+        if style == Style::Overlay {
+            assert!(device.is_file());
+            assert_eq!(joints.whiteouts, [p("d"), p("e")]);
+            // What stands for a device is not the same as an empty file, nor the other way round.
+            for (file, taken, from) in [("d/device", "d/file", "d/x"), ("d/file", "d/device", "d/y")] {
+                std::fs::rename(layer.path(file), layer.path(from)).unwrap();
+                std::fs::rename(layer.path(taken), layer.path(file)).unwrap();
+                let found = layer.findings();
+                let expected = (format!("/{file}"), vellum_archive::manifest::Problem::Type);
+                assert!(found.contains(&expected), "{file}: {found:?}");
+                std::fs::rename(layer.path(file), layer.path(taken)).unwrap();
+                std::fs::rename(layer.path(from), layer.path(file)).unwrap();
+            }
+        } else {
+            assert_eq!((device.mode() & 0o170_000, device.rdev()), (0o020_000, 0));
+        }
+    }
+    let layer = Layer { nested: false, ..Layer::new(Style::Overlay) };
+    let error = layer.apply(&archive).unwrap_err();
+    assert_eq!(error.to_string(), "cannot keep the character device 0:0 /d/device");
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("Linux 6.8"), "{cause}");
 }
 
 #[test]

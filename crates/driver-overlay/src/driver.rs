@@ -125,20 +125,25 @@ impl Overlay {
 
     /// A container's root has owner, mode and attributes of its image's.
     fn like_parent(&self, id: LayerId, parent: LayerId) -> Result<()> {
-        let joints = Joints { implied: vec![vellum_archive::target::LayerPath::root()], links: Vec::new() };
+        let joints = Joints { implied: vec![vellum_archive::target::LayerPath::root()], ..Joints::default() };
         let lowers = Lowers::new(vec![self.home.open_part(parent, "diff")?], self.form());
         let diff = self.home.open_part(id, "diff")?;
         joints::join(diff.as_fd(), &lowers, &joints, self.form()).map_err(|error| error.layer(id))
     }
 
-    fn join(&self, id: LayerId, chain: &[LayerId], joints: &Joints) -> Result<()> {
-        if joints.implied.is_empty() && joints.links.is_empty() {
+    /// `nested`: a layer below keeps whiteouts of an inner overlay.
+    fn join(&self, id: LayerId, chain: &[LayerId], joints: &Joints, nested: bool) -> Result<()> {
+        if *joints == Joints::default() && !nested {
             return Ok(());
         }
         let roots = chain.iter().map(|lower| self.home.open_part(*lower, "diff")).collect::<Result<_>>()?;
         let lowers = Lowers::new(roots, self.form());
         let diff = self.home.open_part(id, "diff")?;
-        joints::join(diff.as_fd(), &lowers, joints, self.form()).map_err(|error| error.layer(id))
+        joints::join(diff.as_fd(), &lowers, joints, self.form()).map_err(|error| error.layer(id))?;
+        if nested {
+            joints::mark_merged(diff.as_fd(), &lowers, self.form()).map_err(|error| error.layer(id))?;
+        }
+        Ok(())
     }
 
     /// Takes away what overlayfs leaves after a volatile mount so that nobody mounts the upper again unawares.
@@ -197,6 +202,15 @@ fn capabilities(features: &Features, config: DriverConfig) -> Capabilities {
             if user { upper_only } else { "redirect_dir, as probed" },
         )
         .with(Ability::Volatile, support(features.volatile), "the mount option volatile, as probed")
+        .with(
+            Ability::NestedWhiteouts,
+            support(features.nested),
+            if features.nested {
+                "the device 0:0 is kept as a file that an inner overlay takes for a whiteout"
+            } else {
+                "this kernel's overlayfs knows no whiteouts that are files (Linux 6.8)"
+            },
+        )
 }
 
 impl Driver for Overlay {
@@ -228,6 +242,7 @@ impl Driver for Overlay {
             pair("userxattr", (self.config.xattrs == XattrForm::User).to_string()),
             pair("Using redirect_dir", self.features.redirect_dir.to_string()),
             pair("Supports reflink", self.features.reflink.to_string()),
+            pair("Nested whiteouts", self.features.nested.to_string()),
             pair("Most layers", self.features.max_layers.to_string()),
         ])
     }
@@ -238,14 +253,14 @@ impl Driver for Overlay {
             return Err(Error::new(ErrorKind::Unsupported, "create", reason).layer(id));
         }
         let chain = self.home.chain_on("create", spec.parent, self.features.max_layers)?;
-        let hidden = self.home.hidden_by("create", spec.parent)?;
+        let (hidden, nested) = self.home.inherited("create", spec.parent)?;
         if spec.view {
             if chain.is_empty() {
                 return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));
             }
-            return self.make_parts(id, &[], &Record { kind: Kind::View, chain, hidden });
+            return self.make_parts(id, &[], &Record { kind: Kind::View, chain, hidden, nested });
         }
-        self.make_parts(id, &["diff", "work"], &Record { kind: Kind::Active, chain, hidden })?;
+        self.make_parts(id, &["diff", "work"], &Record { kind: Kind::Active, chain, hidden, nested })?;
         if let Some(parent) = spec.parent {
             return self.like_parent(id, parent).inspect_err(|_| self.home.take_back(id));
         }
@@ -258,6 +273,7 @@ impl Driver for Overlay {
             style: Style::Overlay,
             xattrs: self.config.xattrs,
             rootless: self.config.rootless,
+            nested: self.features.nested,
         };
         let target = FolderTarget::new(self.home.open_part(id, "diff")?, options)
             .map_err(|error| Error::system("unpack", error).layer(id))?;
@@ -279,15 +295,17 @@ impl Driver for Overlay {
             Kind::Active => {}
         }
         let chain = self.home.chain_on("commit", parent, self.features.max_layers)?;
-        self.join(id, &chain, joints)?;
+        let (hidden, nested) = self.home.inherited("commit", parent)?;
+        self.join(id, &chain, joints, nested)?;
         // Overlayfs merges the roots of all the layers that it is given, opaque or not: what is hidden is not given.
         let diff = self.home.open_part(id, "diff")?;
         let opaque = attributes::is_opaque(&diff, self.config.xattrs)
             .map_err(|error| Error::system("commit", error).layer(id))?;
-        let hidden = if opaque { chain.len() } else { self.home.hidden_by("commit", parent)? };
+        let hidden = if opaque { chain.len() } else { hidden };
+        let nested = nested || !joints.whiteouts.is_empty();
         self.drop_work(id)?;
         self.name_link(id)?;
-        self.home.write_record(id, &Record { kind: Kind::Committed, chain, hidden })?;
+        self.home.write_record(id, &Record { kind: Kind::Committed, chain, hidden, nested })?;
         Ok(Changed::Yes)
     }
 

@@ -30,6 +30,8 @@ pub(crate) struct Features {
     pub(crate) index: bool,
     pub(crate) volatile: bool,
     pub(crate) rename_directory: bool,
+    /// Whiteouts that are files with attributes are known, and escaped ones are shown.
+    pub(crate) nested: bool,
     pub(crate) max_layers: u64,
     /// Why overlay cannot be used here at all, and the cure.
     pub(crate) refused: Option<(String, Option<String>)>,
@@ -47,6 +49,7 @@ impl Features {
             ("index", flag(self.index)),
             ("volatile", flag(self.volatile)),
             ("rename_directory", flag(self.rename_directory)),
+            ("nested_whiteouts", flag(self.nested)),
             ("max_layers", self.max_layers.to_string()),
         ]
     }
@@ -60,6 +63,7 @@ impl Features {
             "index" => self.index = value.parse().ok()?,
             "volatile" => self.volatile = value.parse().ok()?,
             "rename_directory" => self.rename_directory = value.parse().ok()?,
+            "nested_whiteouts" => self.nested = value.parse().ok()?,
             "max_layers" => self.max_layers = value.parse().ok()?,
             _ => return None,
         }
@@ -86,7 +90,7 @@ fn key(home: BorrowedFd<'_>, form: XattrForm) -> io::Result<String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let user = std::fs::read_link("/proc/self/ns/user")?;
     let device = rustix::fs::fstat(home)?.st_dev;
-    Ok(format!("1 {} {} {device} {form:?}", boot.trim(), user.display()))
+    Ok(format!("2 {} {} {device} {form:?}", boot.trim(), user.display()))
 }
 
 fn read(home: BorrowedFd<'_>, key: &str) -> Option<Features> {
@@ -195,6 +199,7 @@ pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path, form: XattrForm) -> io::R
     }
     features.volatile = scratch.takes(form, &[("volatile", ""), ("index", "off")])?;
     features.rename_directory = features.redirect_dir && renames(&scratch, form)?;
+    features.nested = nested(&scratch, form)?;
     features.max_layers = most_layers(&scratch)?;
     Ok(features)
 }
@@ -259,6 +264,38 @@ fn renames(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<bool> {
     };
     let root = mount.open_root()?;
     Ok(rustix::fs::renameat(&root, "moved", &root, "renamed").is_ok())
+}
+
+/// Whether an overlay takes a file with an attribute for a whiteout, in lookups and in listings, and shows escaped attributes of
+/// overlays without the escape.
+fn nested(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<bool> {
+    scratch.fresh()?;
+    let name = |mark: &str| [form.prefix(), mark.as_bytes()].concat();
+    let set = |path: &str, attribute: &[u8], value: &[u8]| {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(scratch.path.join(path), attribute, value, flags)
+    };
+    for folder in ["a/inner", "b/inner"] {
+        rustix::fs::mkdirat(&scratch.dir, folder, Mode::RWXU)?;
+    }
+    for file in ["a/inner/gone", "b/inner/gone", "a/shown"] {
+        vellum_sys::file::create(&scratch.dir, file, 0o600)?;
+    }
+    let set_all = || {
+        set("a/inner", &name("opaque"), b"x")?;
+        set("a/inner/gone", &name("whiteout"), b"y")?;
+        set("a/shown", &name("overlay.whiteout"), b"y")?;
+        // What is kept is told apart by an attribute of Vellum's.
+        set("a/shown", vellum_archive::nested::KEPT, b"")
+    };
+    let (Ok(()), Ok(mount)) = (set_all(), scratch.mount(form, &[])) else { return Ok(false) };
+    let root = mount.open_root()?;
+    let inner = tree::open_dir(root.as_fd(), OsStr::new("inner"))?;
+    let hidden = tree::read_dir(inner.as_fd())?.is_empty()
+        && rustix::fs::statat(&inner, "gone", AtFlags::SYMLINK_NOFOLLOW).is_err();
+    let shown = rustix::fs::openat(&root, "shown", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut value = [0; 8];
+    Ok(hidden && rustix::fs::fgetxattr(&shown, name("whiteout"), &mut value) == Ok(1))
 }
 
 /// The longest chain: with `lowerdir+` what the kernel stacks, without it what a page of options holds.

@@ -11,9 +11,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use vellum_archive::XattrForm;
 use vellum_archive::target::{Joints, LayerPath};
-use vellum_archive::tree::{Form, Node, open_dir};
+use vellum_archive::tree::{Form, Node, Visit, open_dir, walk};
+use vellum_archive::{XattrForm, nested};
 use vellum_driver::{Error, ErrorKind, Result};
 
 /// Does what `joints` asks for in the layer's own folder `diff`.
@@ -28,6 +28,44 @@ pub(crate) fn join(diff: BorrowedFd<'_>, lowers: &Lowers, joints: &Joints, form:
             Error::system(format!("give {path} the owner and mode of the layers below"), error)
         })?;
     }
+    for path in &joints.whiteouts {
+        mark(diff, path, form.xattrs).map_err(not_marked(path))?;
+    }
+    Ok(())
+}
+
+/// Marks a directory as one that has whiteouts for an inner overlay; an entry that came later may have taken its place.
+fn mark(diff: BorrowedFd<'_>, path: &LayerPath, form: XattrForm) -> io::Result<()> {
+    match open_beneath(diff, path) {
+        Ok(dir) => nested::mark_directory(dir.as_fd(), form),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            _ => Err(error),
+        },
+    }
+}
+
+fn not_marked(path: &LayerPath) -> impl FnOnce(io::Error) -> Error {
+    move |error| Error::system(format!("mark the whiteouts for an inner overlay in {path}"), error)
+}
+
+/// Marks the layer's own directories that are laid over marked ones: a view shows the attributes of the nearest. Costs a walk of
+/// the layer and a look at each directory below, and so is done only where a layer below has such whiteouts.
+pub(crate) fn mark_merged(diff: BorrowedFd<'_>, lowers: &Lowers, form: Form) -> Result<()> {
+    walk(diff, form, &mut |path, node| {
+        if node.file_type() != FileType::Directory || node.is_opaque()? {
+            return Ok(Visit::Skip);
+        }
+        if let Some(Found::Dir(parts)) = lowers.find(path)? {
+            for (_, below) in &parts {
+                if nested::is_marked(below.as_fd())? {
+                    nested::mark_directory(node.open_dir()?.as_fd(), form.xattrs)?;
+                    break;
+                }
+            }
+        }
+        Ok(Visit::Enter)
+    })?;
     Ok(())
 }
 
@@ -77,6 +115,11 @@ fn join_link(
     copied.insert(existing.clone(), first.clone());
     if !taken {
         link_to(diff, lowers, first, link, form).map_err(failed)?;
+    }
+    if source.file_type() == FileType::RegularFile && source.special().map_err(failed)?.is_some() {
+        for (dir, _) in [first, link].into_iter().filter_map(LayerPath::split) {
+            mark(diff, &dir, form.xattrs).map_err(not_marked(&dir))?;
+        }
     }
     Ok(())
 }

@@ -42,6 +42,11 @@
 //! be refused otherwise, and nothing here is exported by NFS. `xino` is left to the kernel: all layers lie on one file system,
 //! where inode numbers are stable without it. `volatile` only on request; [`Driver::sync`](vellum_driver::Driver::sync) takes its mark away.
 //!
+//! # Whiteouts of an inner overlay
+//!
+//! A character device 0:0 in an archive is kept as [`vellum_archive::nested`] tells. *commit* marks the directories that have such files, and
+//! where the record of the parent says ` nested`, every own directory that is laid over a marked one; only then does it walk the layer.
+//!
 //! # What can go wrong
 //!
 //! - The upper of a mounted container is read by `diff` and `copy`: what changes meanwhile is told in its old or its new state.

@@ -103,6 +103,7 @@ fn root_a_join_takes_owners_and_linked_files_from_below() {
     let joints = Joints {
         implied: vec![path("moved"), path("moved/ssl")],
         links: vec![(path("moved/ssl/link"), path("moved/data")), (path("again"), path("moved/data"))],
+        ..Joints::default()
     };
     assert_eq!(stage.commit(3, Some(2), &joints), Changed::Yes);
     assert_eq!(stage.commit(3, Some(2), &joints), Changed::No);
@@ -115,7 +116,7 @@ fn root_a_join_takes_owners_and_linked_files_from_below() {
         stage.changes(3, Some(2)),
         ["A /again", "C /moved", "C /moved/data", "C /moved/ssl", "A /moved/ssl/link"]
     );
-    let missing = Joints { implied: vec![], links: vec![(path("x"), path("etc/data"))] };
+    let missing = Joints { implied: vec![], links: vec![(path("x"), path("etc/data"))], ..Joints::default() };
     stage.create(4, None);
     let error = stage.driver.commit(id(4), Some(id(2)), &missing).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Invalid);

@@ -131,6 +131,7 @@ fn capabilities(reflink: bool) -> Capabilities {
         )
         .with(Ability::DirectoryRename, Support::Yes, copies)
         .with(Ability::Volatile, Support::No, "a bind mount has no such option")
+        .with(Ability::NestedWhiteouts, Support::Yes, "the device 0:0 is a node like others")
 }
 
 impl Driver for Vfs {
@@ -167,7 +168,7 @@ impl Driver for Vfs {
         let mut chain = self.home.chain_on("create", spec.parent, NO_LIMIT)?;
         chain.truncate(1);
         let kind = if spec.view { Kind::View } else { Kind::Active };
-        let record = Record { kind, chain, hidden: 0 };
+        let record = Record { kind, chain, hidden: 0, nested: false };
         match (spec.parent, spec.view) {
             (None, true) => {
                 Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id))
@@ -190,8 +191,12 @@ impl Driver for Vfs {
 
     fn target(&self, id: LayerId) -> Result<Box<dyn Target>> {
         self.home.active("unpack", id)?;
-        let options =
-            FolderOptions { style: Style::Apply, xattrs: self.config.xattrs, rootless: self.config.rootless };
+        let options = FolderOptions {
+            style: Style::Apply,
+            xattrs: self.config.xattrs,
+            rootless: self.config.rootless,
+            nested: false,
+        };
         let target = FolderTarget::new(self.home.open_part(id, TREE)?, options)
             .map_err(|error| Error::system("unpack", error).layer(id))?;
         Ok(Box::new(target))

@@ -31,6 +31,9 @@ pub enum Ability {
     DirectoryRename,
     /// A container's writes can be made not durable on request.
     Volatile,
+    /// Character devices 0:0 inside layers, which are an inner overlay's whiteouts, are kept: as devices, or as what an
+    /// inner overlay takes for the same. Otherwise an archive that has one is refused.
+    NestedWhiteouts,
 }
 
 /// Whether, or how far.

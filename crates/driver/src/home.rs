@@ -4,7 +4,8 @@
 //!   HOME/                0700
 //!     <id>/              0700, made first: whoever makes it owns the id
 //!       <record>         one line: `active`, `view c:b:a` or `committed c:b:a`, the chain below nearest first;
-//!                        ` hides 2` after it when a layer's root is opaque and the two farthest are not seen
+//!                        ` hides 2` after it when a layer's root is opaque and the two farthest are not seen;
+//!                        ` nested` at the end when whiteouts of an inner overlay are kept in it or below
 //!       …                the driver's
 //! ```
 //!
@@ -31,11 +32,14 @@ pub struct Record {
     pub chain: Vec<LayerId>,
     /// How many of the farthest are not seen, because the root of this layer, or of one below it, is opaque.
     pub hidden: usize,
+    /// This layer or one below keeps character devices 0:0 as whiteouts for an inner overlay ([`vellum_archive::nested`]).
+    pub nested: bool,
 }
 
 impl Record {
     fn parse(text: &str) -> Option<Self> {
         let text = text.strip_suffix('\n')?;
+        let (text, nested) = text.strip_suffix(" nested").map_or((text, false), |text| (text, true));
         let (kind, rest) = text.split_once(' ').unwrap_or((text, ""));
         let (chain, hidden) = match rest.split_once(" hides ") {
             Some((chain, hidden)) => (chain, hidden.parse().ok()?),
@@ -49,7 +53,7 @@ impl Record {
         };
         let ids = chain.split(':').filter(|id| !id.is_empty());
         let chain: Vec<LayerId> = ids.map(|id| id.parse().ok()).collect::<Option<_>>()?;
-        (hidden <= chain.len()).then_some(Self { kind, chain, hidden })
+        (hidden <= chain.len()).then_some(Self { kind, chain, hidden, nested })
     }
 
     fn text(&self) -> String {
@@ -65,6 +69,9 @@ impl Record {
         }
         if self.hidden > 0 {
             text.push_str(&format!(" hides {}", self.hidden));
+        }
+        if self.nested {
+            text.push_str(" nested");
         }
         text.push('\n');
         text
@@ -202,12 +209,15 @@ impl Home {
         Ok(record)
     }
 
-    /// How many of the farthest layers of `parent`'s chain are hidden by it, or by one of them.
+    /// What a layer on `parent` inherits: how many of the farthest layers of that one's chain are hidden, and whether
+    /// whiteouts of an inner overlay are kept there.
     ///
     /// # Errors
     /// As [`Home::must`].
-    pub fn hidden_by(&self, operation: &str, parent: Option<LayerId>) -> Result<usize> {
-        parent.map_or(Ok(0), |parent| Ok(self.must(operation, parent)?.hidden))
+    pub fn inherited(&self, operation: &str, parent: Option<LayerId>) -> Result<(usize, bool)> {
+        let Some(parent) = parent else { return Ok((0, false)) };
+        let record = self.must(operation, parent)?;
+        Ok((record.hidden, record.nested))
     }
 
     /// The chain of a layer that is to lie on `parent`.
@@ -386,15 +396,16 @@ mod tests {
     fn plain_records_round_trip_and_half_written_ones_are_refused() {
         let id = |n| LayerId::new(n).unwrap();
         for record in [
-            Record { kind: Kind::Active, chain: vec![], hidden: 0 },
-            Record { kind: Kind::View, chain: vec![id(40)], hidden: 1 },
-            Record { kind: Kind::Committed, chain: vec![id(3), id(2), id(1)], hidden: 2 },
+            Record { kind: Kind::Active, chain: vec![], hidden: 0, nested: false },
+            Record { kind: Kind::View, chain: vec![id(40)], hidden: 1, nested: true },
+            Record { kind: Kind::Committed, chain: vec![id(3), id(2), id(1)], hidden: 2, nested: true },
         ] {
             assert_eq!(Record::parse(&record.text()), Some(record));
         }
-        let record = Record { kind: Kind::Committed, chain: vec![id(36), id(1)], hidden: 0 };
+        let record = Record { kind: Kind::Committed, chain: vec![id(36), id(1)], hidden: 0, nested: false };
         assert_eq!(record.text(), "committed 10:1\n");
-        assert_eq!(Record { hidden: 1, ..record }.text(), "committed 10:1 hides 1\n");
+        assert_eq!(Record { hidden: 1, ..record.clone() }.text(), "committed 10:1 hides 1\n");
+        assert_eq!(Record { nested: true, ..record }.text(), "committed 10:1 nested\n");
         assert!(Record::parse("committed 1 hides 2\n").is_none());
         for bad in ["", "active", "active 3:2", "activ\n", "view 0\n", "committed 3:../x\n"] {
             assert_eq!(Record::parse(bad), None, "{bad}");

@@ -1,8 +1,10 @@
 //! Whiteouts, opaque marks, hard links, and what is about to be replaced.
 
 use super::{FolderTarget, Style, at, split};
-use crate::target::{Kept, LayerPath, SaveFile, TargetError, Usage};
-use crate::tree::{self, Visit, allocated};
+use crate::attributes::At;
+use crate::nested;
+use crate::target::{Kept, LayerPath, Meta, SaveFile, TargetError, Usage};
+use crate::tree::{self, Visit, allocated, timestamps};
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -56,6 +58,28 @@ impl FolderTarget {
         self.enter(path, path.as_bytes())?;
         at(self.levels.touch(), "look at the directory", path)?;
         self.mark_opaque(path)
+    }
+
+    /// Keeps a device 0:0 as the whiteout that an overlay inside the container takes it for.
+    pub(super) fn keep_whiteout(&mut self, path: &LayerPath, meta: &Meta) -> Result<Kept, TargetError> {
+        if !self.options.nested {
+            let reason = "overlayfs takes it for a whiteout of its own, and this kernel's has no other form of it (Linux 6.8)";
+            let error = io::Error::new(io::ErrorKind::Unsupported, reason);
+            return at(Err(error), "keep the character device 0:0", path);
+        }
+        let (name, acl) = self.prepare(path)?;
+        let fd = self.create(path, name, meta.mode)?;
+        let stat = at(rustix::fs::fstat(&fd), "look at", path)?;
+        self.dress(path, At::Open(fd.as_fd()), &stat, meta, acl)?;
+        at(nested::keep(At::Open(fd.as_fd()), self.options.xattrs), "mark as a whiteout", path)?;
+        at(rustix::fs::futimens(&fd, &timestamps(meta.mtime)), "set the time of", path)?;
+        self.levels.usage += Usage { bytes: allocated(&stat), inodes: 1 };
+        self.note_whiteout(path);
+        Ok(Kept::Yes)
+    }
+
+    fn note_whiteout(&mut self, path: &LayerPath) {
+        self.whiteouts.extend(path.split().map(|(parent, _)| parent));
     }
 
     fn make_whiteout(&mut self, path: &LayerPath, name: &[u8]) -> Result<(), TargetError> {
@@ -205,6 +229,12 @@ impl FolderTarget {
                     rustix::fs::linkat(&dir, &from[..], top, name, AtFlags::empty())
                 })?;
                 at(made, "create the hard link", path)?;
+                if !self.whiteouts.is_empty()
+                    && to.split().is_some_and(|(dir, _)| self.whiteouts.contains(&dir))
+                {
+                    // A mark too many does no harm.
+                    self.note_whiteout(path);
+                }
                 Ok(Kept::Yes)
             }
             None if self.options.style == Style::Apply || path == to => {

@@ -19,8 +19,13 @@
 //!
 //! # Rootless
 //!
-//! Owners that the user namespace cannot hold are recorded ([`crate::attributes`]); device nodes are left out. A 0:0
-//! character device is left out everywhere: overlayfs would take it for a whiteout.
+//! Owners that the user namespace cannot hold are recorded ([`crate::attributes`]); device nodes are left out.
+//!
+//! # Character devices 0:0
+//!
+//! Overlayfs takes one for its own whiteout. [`Style::Overlay`] keeps it as what an overlay inside the container takes for a whiteout
+//! ([`crate::nested`]), or refuses it where the kernel has no such thing. [`Style::Apply`] makes the device, also without
+//! privileges: the kernel allows this one to everybody.
 
 mod dress;
 mod hide;
@@ -59,6 +64,8 @@ pub struct FolderOptions {
     pub xattrs: XattrForm,
     /// Without privileges of the host.
     pub rootless: bool,
+    /// [`Style::Overlay`]: this kernel's overlayfs knows whiteouts that are files with attributes, and shows escaped ones.
+    pub nested: bool,
 }
 
 /// A folder being filled. See the module's documentation.
@@ -70,6 +77,8 @@ pub struct FolderTarget {
     seed: u64,
     implied: BTreeSet<LayerPath>,
     links: BTreeMap<LayerPath, LayerPath>,
+    /// Directories with files that stand for devices 0:0.
+    whiteouts: BTreeSet<LayerPath>,
 }
 
 impl std::fmt::Debug for FolderTarget {
@@ -114,6 +123,7 @@ impl FolderTarget {
             // Overlayfs shows the root of the nearest layer. Where a folder is applied to, it is that of the layers below already.
             implied: (options.style == Style::Overlay).then(LayerPath::root).into_iter().collect(),
             links: BTreeMap::new(),
+            whiteouts: BTreeSet::new(),
         })
     }
 
@@ -392,6 +402,9 @@ impl Target for FolderTarget {
     }
 
     fn node(&mut self, path: &LayerPath, meta: &Meta, node: Node) -> Result<Kept, TargetError> {
+        if node == Node::Char(0, 0) && self.options.style == Style::Overlay {
+            return self.keep_whiteout(path, meta);
+        }
         let (name, acl) = self.prepare(path)?;
         let (kind, device) = match node {
             Node::Char(major, minor) => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
@@ -400,16 +413,9 @@ impl Target for FolderTarget {
             Node::Socket => (FileType::Socket, 0),
         };
         let special = matches!(node, Node::Char(..) | Node::Block(..));
-        let reason = if matches!(node, Node::Char(0, 0)) {
-            Some("a character device 0:0 means a whiteout to overlayfs")
-        } else if special && self.options.rootless {
-            Some("device nodes need privileges")
-        } else {
-            None
-        };
-        if let Some(reason) = reason {
+        if special && self.options.rootless && node != Node::Char(0, 0) {
             self.discard(path, name)?;
-            return Ok(Kept::LeftOut(reason));
+            return Ok(Kept::LeftOut("device nodes need privileges"));
         }
         let mode = Mode::from_raw_mode(meta.mode & 0o777);
         match self.make(path, name, |dir| rustix::fs::mknodat(dir, name, kind, mode, device))? {
@@ -464,8 +470,11 @@ impl Target for FolderTarget {
             Style::Apply => tree::usage(at(self.levels.root(), "measure", &root)?)
                 .map_err(|error| TargetError::at("measure", &error.path.clone())(error.source))?,
         };
-        let joints =
-            Joints { implied: self.implied.into_iter().collect(), links: self.links.into_iter().collect() };
+        let joints = Joints {
+            implied: self.implied.into_iter().collect(),
+            links: self.links.into_iter().collect(),
+            whiteouts: self.whiteouts.into_iter().collect(),
+        };
         Ok(Finished { usage, joints })
     }
 }

@@ -272,13 +272,14 @@ fn compare(
     problem: &mut dyn FnMut(Problem),
 ) -> io::Result<()> {
     let kind = node.file_type();
+    let found = node.special()?;
     let fits = match &expected.what {
-        What::File(..) => kind == FileType::RegularFile,
+        What::File(..) => kind == FileType::RegularFile && found.is_none(),
         What::Dir | What::ImpliedDir | What::Opaque => kind == FileType::Directory,
         What::Symlink(_) => kind == FileType::Symlink,
         What::HardLink(_) => kind != FileType::Directory,
         What::Whiteout => node.is_whiteout(),
-        What::Special(special) => node.device() == Some(*special) || same_type(*special, kind),
+        What::Special(special) => found == Some(*special) || same_type(*special, kind),
     };
     if !fits {
         problem(Problem::Type);
@@ -296,7 +297,7 @@ fn compare(
         }
         What::Special(special) => {
             facts(&expected.facts, node, problem)?;
-            different("device", &Shown(Some(*special)), &Shown(node.device()), problem);
+            different("device", &Shown(Some(*special)), &Shown(found), problem);
         }
         What::Dir => facts(&expected.facts, node, problem)?,
         What::ImpliedDir | What::HardLink(_) | What::Whiteout | What::Opaque => {}

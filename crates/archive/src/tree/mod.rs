@@ -13,6 +13,7 @@ pub use walk::{Visit, read_dir, sync, usage, walk};
 
 use crate::XattrForm;
 use crate::attributes::{self, At, Meaning};
+use crate::nested;
 use crate::target::{LayerPath, Meta, Node as Special, Time};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use std::ffi::OsStr;
@@ -103,7 +104,7 @@ impl<'a> Node<'a> {
     }
 
     /// Owner, mode, time and attributes as the layer means them: attributes unescaped, overlay's and Vellum's own
-    /// left out, a recorded owner in place of the one on disk.
+    /// left out with those of a whiteout that is kept for an inner overlay ([`crate::nested`]), a recorded owner in place of the one on disk.
     ///
     /// # Errors
     /// The file system's.
@@ -117,7 +118,11 @@ impl<'a> Node<'a> {
             xattrs: Vec::new(),
         };
         let overlay = self.form.raw.then_some(self.form.xattrs);
-        for name in at.names()? {
+        let names = at.names()?;
+        let marked = names.iter().any(|name| name == nested::KEPT);
+        let listed = if marked { at.get(nested::KEPT)?.unwrap_or_default() } else { Vec::new() };
+        let directory = self.file_type() == FileType::Directory;
+        for name in names {
             if name == attributes::STAT {
                 if let Some((uid, gid, mode)) =
                     at.get(&name)?.as_deref().and_then(attributes::read_stat).filter(|_| self.form.rootless)
@@ -128,6 +133,7 @@ impl<'a> Node<'a> {
             }
             if let Meaning::Own(own) = attributes::unescape(&name, overlay)
                 && let Some(value) = at.get(&name)?
+                && !(marked && nested::belongs(&listed, &own, &value, directory))
             {
                 meta.xattrs.push((own, value));
             }
@@ -161,16 +167,24 @@ impl<'a> Node<'a> {
         Ok(rustix::fs::readlinkat(self.dir, self.name, Vec::new())?.into_bytes())
     }
 
-    /// What it is when it is neither file, directory nor link.
-    pub fn device(&self) -> Option<Special> {
+    /// What the layer means by it when that is neither file, directory nor link: also a device 0:0 of which only an empty
+    /// file is kept ([`crate::nested`]), and not overlayfs's own whiteout. Costs a system call for empty files.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn special(&self) -> io::Result<Option<Special>> {
         let (major, minor) = (rustix::fs::major(self.stat.st_rdev), rustix::fs::minor(self.stat.st_rdev));
-        match self.file_type() {
+        Ok(match self.file_type() {
+            FileType::CharacterDevice if self.is_whiteout() => None,
             FileType::CharacterDevice => Some(Special::Char(major, minor)),
             FileType::BlockDevice => Some(Special::Block(major, minor)),
             FileType::Fifo => Some(Special::Fifo),
             FileType::Socket => Some(Special::Socket),
+            FileType::RegularFile if self.stat.st_size == 0 => {
+                self.attributes_at().get(nested::KEPT)?.map(|_| Special::Char(0, 0))
+            }
             _ => None,
-        }
+        })
     }
 }
 

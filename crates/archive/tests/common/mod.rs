@@ -29,6 +29,8 @@ fn eprintln_skip(name: &str) {
 pub struct Layer {
     pub dir: tempfile::TempDir,
     pub style: Style,
+    /// Whether the kernel knows whiteouts that are files.
+    pub nested: bool,
 }
 
 pub fn open(path: &Path) -> OwnedFd {
@@ -39,7 +41,7 @@ impl Layer {
     pub fn new(style: Style) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("tree")).unwrap();
-        Self { dir, style }
+        Self { dir, style, nested: true }
     }
 
     pub fn tree(&self) -> PathBuf {
@@ -55,7 +57,12 @@ impl Layer {
     }
 
     pub fn apply_with(&self, tar: &[u8], hash_thread: bool) -> Result<Applied, ApplyError> {
-        let options = FolderOptions { style: self.style, xattrs: XattrForm::Trusted, rootless: false };
+        let options = FolderOptions {
+            style: self.style,
+            xattrs: XattrForm::Trusted,
+            rootless: false,
+            nested: self.nested,
+        };
         let target = FolderTarget::new(open(&self.tree()), options).unwrap();
         let mut recipe = File::create(self.dir.path().join("recipe")).unwrap();
         let mut manifest = File::create(self.dir.path().join("manifest")).unwrap();

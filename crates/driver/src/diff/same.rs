@@ -24,7 +24,9 @@ pub(super) fn same(now: &Node<'_>, before: &Node<'_>) -> io::Result<bool> {
         return Ok(true);
     }
     let differ = match kind {
-        FileType::RegularFile => a.st_size != b.st_size,
+        FileType::RegularFile => {
+            a.st_size != b.st_size || (a.st_size == 0 && now.special()? != before.special()?)
+        }
         FileType::Symlink => now.link_text()? != before.link_text()?,
         FileType::CharacterDevice | FileType::BlockDevice => a.st_rdev != b.st_rdev,
         _ => false,

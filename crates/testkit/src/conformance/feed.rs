@@ -198,9 +198,10 @@ impl<'a> Replay<'a> {
             self.links.insert((node.stat.st_dev, node.stat.st_ino), path.clone());
         }
         let meta = node.meta().map_err(failed)?;
+        let special = node.special().map_err(failed)?;
         match kind {
             FileType::Directory => self.target.dir(path, &meta)?,
-            FileType::RegularFile => {
+            FileType::RegularFile if special.is_none() => {
                 let size = u64::try_from(node.stat.st_size).unwrap_or(0);
                 let mut data = Whole { file: BufReader::new(node.open().map_err(failed)?), size: Some(size) };
                 self.target.file(path, &meta, size, &mut data)?;
@@ -210,7 +211,7 @@ impl<'a> Replay<'a> {
                 self.target.symlink(path, &meta, &text)?;
             }
             _ => {
-                if let Some(device) = node.device() {
+                if let Some(device) = special {
                     let _ = self.target.node(path, &meta, device)?;
                 }
             }

@@ -105,7 +105,10 @@ const FOUND_BY: &[(Fault, &[&str])] = &[
     (Fault::HolesFilled, &["everything_kept"]),
     (Fault::HardLinksForgotten, &["everything_kept", "hard_links_made", "links_to_lower_layers"]),
     (Fault::LinksForgotten, &["everything_kept", "symbolic_links", "swap_types"]),
-    (Fault::NodesForgotten, &["everything_kept", "special_files"]),
+    (
+        Fault::NodesForgotten,
+        &["everything_kept", "special_files", "inner_whiteouts_work", "inner_whiteouts_come_back"],
+    ),
     (
         Fault::ContentCut,
         &[

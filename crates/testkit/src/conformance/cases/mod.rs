@@ -9,6 +9,7 @@ mod depth;
 mod kinds;
 mod lifecycle;
 mod names;
+mod nested;
 
 use super::Case;
 
@@ -18,6 +19,7 @@ pub(super) const ALL: &[&[Case]] = &[
     content::CASES,
     kinds::CASES,
     names::CASES,
+    nested::CASES,
     apply::CASES,
     behaviour::CASES,
     copies::CASES,
