@@ -183,7 +183,15 @@ fn capabilities(features: &Features, config: DriverConfig) -> Capabilities {
             },
         )
         .with(Ability::Rootless, Support::Yes, "userxattr works in a user namespace from Linux 5.11 on")
-        .with(Ability::MaxLayers, Support::Limit(features.max_layers), "what the kernel stacks in one mount")
+        .with(
+            Ability::MaxLayers,
+            Support::Limit(features.max_layers),
+            if features.one_page {
+                "what a page of options holds: this kernel does not take layers one by one (Linux 6.7)"
+            } else {
+                "what the kernel stacks in one mount"
+            },
+        )
         .with(Ability::SharesPageCache, Support::Yes, "containers read the files of the same lower layers")
         .with(
             Ability::ParallelUnpack,

@@ -13,7 +13,9 @@ use vellum_archive::XattrForm;
 use vellum_archive::tree;
 use vellum_driver::{Error, Result};
 use vellum_sys::fsinfo::{self, FileSystem};
-use vellum_sys::mount::{DetachedMount, FsContext, MountError};
+use vellum_sys::mount::{
+    DetachedMount, FsContext, MOST_LOWERS_IN_ONE_PAGE, MountError, OnePage, takes_layers_one_by_one,
+};
 
 /// Where the result is kept.
 pub(crate) const FILE: &str = ".features";
@@ -32,6 +34,8 @@ pub(crate) struct Features {
     pub(crate) rename_directory: bool,
     /// Whiteouts that are files with attributes are known, and escaped ones are shown.
     pub(crate) nested: bool,
+    /// Lower layers are given in one page of options, because the kernel does not take them one by one.
+    pub(crate) one_page: bool,
     pub(crate) max_layers: u64,
     /// Why overlay cannot be used here at all, and the cure.
     pub(crate) refused: Option<(String, Option<String>)>,
@@ -50,6 +54,7 @@ impl Features {
             ("volatile", flag(self.volatile)),
             ("rename_directory", flag(self.rename_directory)),
             ("nested_whiteouts", flag(self.nested)),
+            ("one_page", flag(self.one_page)),
             ("max_layers", self.max_layers.to_string()),
         ]
     }
@@ -64,6 +69,7 @@ impl Features {
             "volatile" => self.volatile = value.parse().ok()?,
             "rename_directory" => self.rename_directory = value.parse().ok()?,
             "nested_whiteouts" => self.nested = value.parse().ok()?,
+            "one_page" => self.one_page = value.parse().ok()?,
             "max_layers" => self.max_layers = value.parse().ok()?,
             _ => return None,
         }
@@ -126,14 +132,15 @@ struct Scratch<'a> {
     name: String,
     path: PathBuf,
     dir: OwnedFd,
+    one_page: bool,
 }
 
 impl<'a> Scratch<'a> {
     fn new(home: BorrowedFd<'a>, path: &Path) -> io::Result<Self> {
         let name = format!(".probe-{}", vellum_sys::random::hex::<8>()?);
         let dir = vellum_sys::file::ensure_folder(home, &name, 0o700)?;
-        let scratch = Self { home, path: path.join(&name), name, dir };
-        for part in ["a", "b", "a/moved", "upper", "work"] {
+        let scratch = Self { home, path: path.join(&name), name, dir, one_page: false };
+        for part in ["a", "b", "a/moved", "upper", "work", "place"] {
             rustix::fs::mkdirat(&scratch.dir, part, Mode::RWXU)?;
         }
         Ok(scratch)
@@ -145,6 +152,9 @@ impl<'a> Scratch<'a> {
         form: XattrForm,
         options: &[(&str, &str)],
     ) -> std::result::Result<DetachedMount, MountError> {
+        if self.one_page {
+            return self.mount_in_one_page(form, options);
+        }
         let context = FsContext::open("overlay")?;
         for lower in ["a", "b"] {
             context.path("lowerdir+", &self.path.join(lower))?;
@@ -158,6 +168,26 @@ impl<'a> Scratch<'a> {
             if value.is_empty() { context.flag(name)? } else { context.string(name, value)? }
         }
         context.mount(MountAttrFlags::empty())
+    }
+
+    fn mount_in_one_page(
+        &self,
+        form: XattrForm,
+        options: &[(&str, &str)],
+    ) -> std::result::Result<DetachedMount, MountError> {
+        let mut page = OnePage::new();
+        for lower in ["a", "b"] {
+            page.lower(&self.path.join(lower))?;
+        }
+        page.path("upperdir", &self.path.join("upper"))?;
+        page.path("workdir", &self.path.join("work"))?;
+        if form == XattrForm::User {
+            page.flag("userxattr");
+        }
+        for (name, value) in options {
+            if value.is_empty() { page.flag(name) } else { page.string(name, value) }
+        }
+        page.mount(&self.path.join("place"), false, MountAttrFlags::empty())
     }
 
     fn fresh(&self) -> io::Result<()> {
@@ -183,8 +213,16 @@ impl Drop for Scratch<'_> {
 
 /// Probes in a scratch folder inside the open folder `home`, which is at `path`.
 pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path, form: XattrForm) -> io::Result<Features> {
+    probe_as(home, path, form, false)
+}
+
+/// The same; with `one_page` as on a kernel that takes layers in no other way.
+fn probe_as(home: BorrowedFd<'_>, path: &Path, form: XattrForm, one_page: bool) -> io::Result<Features> {
     let mut features = Features::default();
-    let scratch = Scratch::new(home, path)?;
+    let mut scratch = Scratch::new(home, path)?;
+    // Where not even this can be asked, the mount is refused below, with the reason.
+    scratch.one_page = one_page || !takes_layers_one_by_one(&scratch.path.join("a")).unwrap_or(true);
+    features.one_page = scratch.one_page;
     features.refused = refused(&scratch, form)?;
     if features.refused.is_some() {
         return Ok(features);
@@ -200,7 +238,7 @@ pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path, form: XattrForm) -> io::R
     features.volatile = scratch.takes(form, &[("volatile", ""), ("index", "off")])?;
     features.rename_directory = features.redirect_dir && renames(&scratch, form)?;
     features.nested = nested(&scratch, form)?;
-    features.max_layers = most_layers(&scratch)?;
+    features.max_layers = if scratch.one_page { MOST_LOWERS_IN_ONE_PAGE } else { MOST_LOWERS };
     Ok(features)
 }
 
@@ -298,22 +336,36 @@ fn nested(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<bool> {
     Ok(hidden && rustix::fs::fgetxattr(&shown, name("whiteout"), &mut value) == Ok(1))
 }
 
-/// The longest chain: with `lowerdir+` what the kernel stacks, without it what a page of options holds.
-fn most_layers(scratch: &Scratch<'_>) -> io::Result<u64> {
-    let added = FsContext::open("overlay").and_then(|context| {
-        context.path("lowerdir+", &scratch.path.join("a"))?;
-        context.path("lowerdir+", &scratch.path.join("b"))
-    });
-    if added.is_ok() {
-        return Ok(MOST_LOWERS);
-    }
-    // Each layer is `HOME/L/<id>:`; a quarter of the page is for the rest.
-    let each = scratch.path.parent().map_or(0, |home| home.as_os_str().len()) + "/L/zzzzzz:".len();
-    Ok((3072 / each as u64).clamp(1, MOST_LOWERS))
-}
-
 /// Probes below `root` before there is a home.
 pub(crate) fn probe_below(root: &Path, form: XattrForm) -> io::Result<Features> {
     let dir = tree::open_dir(CWD, root.as_os_str())?;
     probe(dir.as_fd(), root, form)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::print_stdout, reason = "the test runner counts these lines")]
+    fn root_one_page_of_options_can_what_layers_one_by_one_can() {
+        if !rustix::process::geteuid().is_root() {
+            return println!("SKIP root_one_page_of_options_can_what_layers_one_by_one_can: needs root");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let home = tree::open_dir(CWD, dir.path().as_os_str()).unwrap();
+        for form in [XattrForm::Trusted, XattrForm::User] {
+            let found = probe_as(home.as_fd(), dir.path(), form, true).unwrap();
+            assert_eq!(found.refused, None);
+            assert!(found.one_page);
+            assert_eq!(found.max_layers, MOST_LOWERS_IN_ONE_PAGE);
+            let usual = probe(home.as_fd(), dir.path(), form).unwrap();
+            if !usual.one_page {
+                assert_eq!(usual.max_layers, MOST_LOWERS);
+            }
+            let both = Features { one_page: usual.one_page, max_layers: usual.max_layers, ..found };
+            assert_eq!(both, usual);
+        }
+        assert!(tree::read_dir(home.as_fd()).unwrap().is_empty(), "a probe leaves nothing");
+    }
 }

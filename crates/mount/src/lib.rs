@@ -10,7 +10,7 @@
 //!   mounts/<layer>         the record of a mounted layer, and the lock of that layer (flock)
 //!   steps/<key>            the record of a prepared step (shared mount, device), and its lock
 //!   shared/<key>/          where a shared mount is
-//!   views/                 where a view's parts are for a moment, on kernels that want a place for them; `views.lock`
+//!   views/                 where a mount is for a moment, on kernels that want a place for it; `views.lock`
 //!   empty/                 an empty folder
 //! MOUNTPOINTS/<layer>/     where a layer is mounted; made and removed with the mount
 //! ```
@@ -45,11 +45,14 @@
 //! 3. For each step, last first: lock it, remove this layer from the holders; if none is left, undo it and remove its record; unlock.
 //! 4. Remove the mountpoint, then the record.
 //!
+//! Before Linux 6.7 overlayfs does not take lower layers one by one. Then 5 mounts at a place of its own in `views`, by mount(2) and one page of
+//! options, and takes a clone of the mount from there; the rest is the same.
+//!
 //! # What a crash leaves, and who cleans it
 //!
 //! | killed | left | cleaned by |
 //! |---|---|---|
-//! | before acquire 6 | an empty mountpoint, a holder of a step; the mount itself had no place and is gone with its descriptor | acquire, sweep |
+//! | before acquire 6 | an empty mountpoint, on old kernels a mount in `views`, a holder of a step; the mount itself had no place and is gone with its descriptor | acquire, sweep |
 //! | between 6 and 7 | a record of a mount that is not there (its id is found nowhere) | acquire, release, sweep |
 //! | after release 2 | the same | the same |
 //! | the machine | records of another boot | the same |
@@ -80,6 +83,7 @@
 
 mod error;
 mod mounter;
+mod one_page;
 mod perform;
 mod record;
 mod runtime;

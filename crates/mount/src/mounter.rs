@@ -63,6 +63,7 @@ pub struct Mounter {
     shared: OnceLock<OwnedFd>,
     pub(crate) boot: &'static str,
     pub(crate) namespace: MountNamespace,
+    pub(crate) one_page: bool,
 }
 
 /// What became of the mount of a record.
@@ -103,7 +104,15 @@ impl Mounter {
             shared: OnceLock::new(),
             boot,
             namespace,
+            one_page: false,
         })
+    }
+
+    /// Mounts overlays as kernels before 6.7 need it, by one page of options, whatever this kernel can do. For tests of that way, which takes
+    /// at most [`vellum_sys::mount::MOST_LOWERS_IN_ONE_PAGE`] layers.
+    #[must_use]
+    pub fn in_one_page(self) -> Self {
+        Self { one_page: true, ..self }
     }
 
     /// Mounts the layer, or counts one more user of its mount; the path where it is. (Get)
@@ -161,7 +170,7 @@ impl Mounter {
             steps.push(key_of(step)?.to_owned());
         }
         let what = format!("layer {id}");
-        let detached = perform::make(&plan.root, &made, MountAttrFlags::empty(), &what)?;
+        let detached = self.make(&plan.root, &made, MountAttrFlags::empty(), &what)?;
         self.point("mount.acquire.made", id)?;
         let mount_id = detached.id().map_err(|error| Error::io("identify the mount for", &target, error))?;
         locked.write(&LayerRecord {

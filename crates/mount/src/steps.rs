@@ -88,7 +88,7 @@ impl Mounter {
     ) -> Result<()> {
         let place = self.shared_place(key);
         self.make_mountpoint(self.shared()?, key, &place)?;
-        let detached = perform::make(mount, made, MountAttrFlags::empty(), &format!("the step {key}"))?;
+        let detached = self.make(mount, made, MountAttrFlags::empty(), &format!("the step {key}"))?;
         self.point("mount.step.made", key)?;
         let id = detached.id().map_err(|error| Error::io("identify the mount for", &place, error))?;
         record(StepState::Mount(MountName::new(self.boot, self.namespace, id)))?;

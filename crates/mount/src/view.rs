@@ -49,14 +49,14 @@ impl Mounter {
                 Step::Activate { device, .. } => Prepared::Device(perform::activate(device, None)?),
                 Step::Shared { key, mount } => {
                     let what = format!("a view of the step {key}");
-                    Prepared::Detached(perform::make(mount, &made, MountAttrFlags::MOUNT_ATTR_RDONLY, &what)?)
+                    Prepared::Detached(self.make(mount, &made, MountAttrFlags::MOUNT_ATTR_RDONLY, &what)?)
                 }
                 _ => return Err(Error::plan("a step of a kind that the mounter does not know")),
             };
             made.insert(key_of(step)?.to_owned(), prepared);
         }
         let mount = self.reading(&plan.root)?;
-        let detached = match perform::make(&mount, &made, READING, "a view") {
+        let detached = match self.make(&mount, &made, READING, "a view") {
             // Before Linux 6.15 overlayfs takes no layer that has no place.
             Err(Error::Kernel { .. }) if made.values().any(|part| matches!(part, Prepared::Detached(_))) => {
                 self.view_with_places(&mount, &mut made)?
@@ -101,10 +101,7 @@ impl Mounter {
 
     /// Makes the mount with its parts attached in `views` for a moment. Overlayfs keeps its own hold on them.
     fn view_with_places(&self, mount: &Mount, made: &mut Made) -> Result<DetachedMount> {
-        let (_, runtime) = self.runtime();
-        let lock = runtime.join("views.lock");
-        let _locked = FileLock::shared(&lock).map_err(|error| Error::io("lock", &lock, error))?;
-        let mut places = Places { mounter: self, folder: self.runtime_part("views")?, places: Vec::new() };
+        let mut places = Places::new(self)?;
         let keys: Vec<String> = made.keys().cloned().collect();
         for key in keys {
             if let Some(Prepared::Detached(_)) = made.get(&key)
@@ -114,19 +111,27 @@ impl Mounter {
                 made.insert(key, Prepared::Placed(place));
             }
         }
-        perform::make(mount, made, READING, "a view")
+        self.make(mount, made, READING, "a view")
     }
 }
 
-/// Mounts with a place for a moment.
-struct Places<'a> {
+/// Places in `views` for mounts that have one for a moment. The lock says to a sweep that they are in use; it is held by any number at once.
+pub(crate) struct Places<'a> {
     mounter: &'a Mounter,
     folder: OwnedFd,
     places: Vec<(String, PathBuf)>,
+    _locked: FileLock,
 }
 
-impl Places<'_> {
-    fn attach(&mut self, part: DetachedMount) -> Result<PathBuf> {
+impl<'a> Places<'a> {
+    pub(crate) fn new(mounter: &'a Mounter) -> Result<Self> {
+        let lock = mounter.runtime().1.join("views.lock");
+        let locked = FileLock::shared(&lock).map_err(|error| Error::io("lock", &lock, error))?;
+        Ok(Self { mounter, folder: mounter.runtime_part("views")?, places: Vec::new(), _locked: locked })
+    }
+
+    /// A new empty folder.
+    pub(crate) fn make(&mut self) -> Result<PathBuf> {
         let views = self.mounter.runtime().1.join("views");
         let name =
             vellum_sys::random::hex::<8>().map_err(|error| Error::io("make a name in", &views, error))?;
@@ -134,6 +139,11 @@ impl Places<'_> {
         rustix::fs::mkdirat(&self.folder, &name, rustix::fs::Mode::from_raw_mode(0o700))
             .map_err(|error| Error::io("make the mountpoint", &place, error))?;
         self.places.push((name, place.clone()));
+        Ok(place)
+    }
+
+    fn attach(&mut self, part: DetachedMount) -> Result<PathBuf> {
+        let place = self.make()?;
         part.attach(&place).map_err(perform::kernel("mount a part of a view"))?;
         Ok(place)
     }

@@ -8,6 +8,10 @@
 //! When the kernel refuses something, the context's own log says why ("overlay: too many lower directories, limit is 500");
 //! those lines are part of [`MountError`].
 
+mod one_page;
+
+pub use one_page::{MOST_LOWERS_IN_ONE_PAGE, OnePage, may_take_layers_one_by_one, takes_layers_one_by_one};
+
 use crate::ioctl::path_text;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};

@@ -57,7 +57,7 @@ fn pile(lab: &Lab<'_>, count: usize, every: usize) -> Outcome<Vec<LayerId>> {
 }
 
 fn layers_128(lab: &Lab<'_>) -> Outcome {
-    deep_enough(lab, 128)?;
+    deep_enough(lab, 129)?;
     let layers = pile(lab, 128, 16)?;
     let (Some(first), Some(last)) = (layers.first(), layers.last()) else { return Ok(()) };
     let top = lab.create(Some(*last))?;
