@@ -173,11 +173,13 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
 
 /// A number field: octal digits, or big-endian binary behind a set top bit.
 fn number(field: &[u8]) -> Option<u64> {
-    if field[0] & 0x80 != 0 {
+    if let [first, rest @ ..] = field
+        && first & 0x80 != 0
+    {
         // A negative number has the next bit set, too, and is no size.
-        let (head, tail) = field.split_at(field.len() - 8);
-        let zero = head[0] == 0x80 && head[1..].iter().all(|byte| *byte == 0);
-        return zero.then(|| tail.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)));
+        return rest.iter().try_fold(u64::from(first & 0x7f), |number, byte| {
+            number.checked_mul(256).map(|shifted| shifted | u64::from(*byte))
+        });
     }
     let text = std::str::from_utf8(until_nul(field)).ok()?.trim_matches(' ');
     if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
@@ -212,6 +214,7 @@ mod tests {
         assert_eq!(number(b"99\0"), None);
         assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1]), Some(0x2_0000_0001));
         assert_eq!(number(&[0xff; 12]), None);
+        assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 1, 2]), Some(258));
     }
 
     #[test]
