@@ -49,13 +49,15 @@ impl ImageName {
         format!("{}/{}", self.registry, self.path)
     }
 
-    /// The repository's short form, as docker shows it: `debian`, `user/app`, `quay.io/x/y`.
+    /// The repository's short form, as docker shows it: `debian`, `user/app`, `quay.io/x/y`. Where that would be
+    /// read as another name (`docker.io/quay.io/x` without its registry), it is the full one.
     pub fn familiar_repository(&self) -> String {
         if self.registry != DEFAULT_REGISTRY {
             return self.repository();
         }
         match self.path.strip_prefix("library/") {
             Some(rest) if !rest.contains('/') => rest.to_owned(),
+            _ if self.path.split_once('/').is_some_and(|(first, _)| is_registry(first)) => self.repository(),
             _ => self.path.clone(),
         }
     }
@@ -85,6 +87,11 @@ impl fmt::Display for ImageName {
         self.push_suffix(&mut out);
         f.pad(&out)
     }
+}
+
+/// Whether the first part of a name is a registry rather than the beginning of a path.
+fn is_registry(first: &str) -> bool {
+    first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|c| c.is_ascii_uppercase())
 }
 
 fn valid_component(component: &str) -> bool {
@@ -156,13 +163,7 @@ impl FromStr for ImageName {
             return Err(error("a tag is up to 128 letters, digits, '_', '.' and '-'"));
         }
         let (registry, path) = match rest.split_once('/') {
-            Some((first, path))
-                if first == "localhost"
-                    || first.contains(['.', ':'])
-                    || first.bytes().any(|c| c.is_ascii_uppercase()) =>
-            {
-                (first, path.to_owned())
-            }
+            Some((first, path)) if is_registry(first) => (first, path.to_owned()),
             Some(_) => (DEFAULT_REGISTRY, rest.to_owned()),
             None => (DEFAULT_REGISTRY, format!("library/{rest}")),
         };
