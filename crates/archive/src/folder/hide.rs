@@ -29,20 +29,49 @@ impl FolderTarget {
         }
     }
 
-    /// Whether an ancestor of `path` is there and is no directory: then all below is hidden already.
-    fn hidden_above(&self, path: &LayerPath) -> io::Result<bool> {
-        match tree::open_parent(self.levels.root()?, path) {
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOTDIR | Errno::LOOP)) => {
-                Ok(true)
+    /// Whether this layer has something at `path` or above that is no directory, a whiteout too: then all that lower layers
+    /// have below is hidden already, and no mark may take its place.
+    fn is_covered(&self, path: &LayerPath) -> io::Result<bool> {
+        let mut dir: Option<OwnedFd> = None;
+        let mut here = LayerPath::root();
+        for name in path.names() {
+            here = here.join(name).map_err(io::Error::other)?;
+            if self.links.contains_key(&here) {
+                return Ok(true);
             }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(false),
+            let from = dir.as_ref().map_or(self.levels.root()?, |dir| dir.as_fd());
+            match tree::open_dir(from, OsStr::from_bytes(name)) {
+                Ok(below) => dir = Some(below),
+                Err(error) => match Errno::from_io_error(&error) {
+                    Some(Errno::NOENT) => return Ok(false),
+                    Some(Errno::NOTDIR | Errno::LOOP) => return Ok(self.is_own(here.as_bytes())),
+                    _ => return Err(error),
+                },
+            }
+        }
+        Ok(false)
+    }
+
+    /// All that lower layers have in the directory `path` is hidden.
+    pub(super) fn hide_below(&mut self, path: &LayerPath) -> Result<(), TargetError> {
+        if at(self.is_covered(path), "look at", path)? {
+            return Ok(());
+        }
+        self.enter(path, path.as_bytes())?;
+        at(self.levels.touch(), "look at the directory", path)?;
+        match self.options.style {
+            Style::Overlay => self.mark_opaque(path),
+            Style::Apply => {
+                let fd = at(self.levels.top(), "open the directory", path)?;
+                at(self.clear_lower(fd, path), "empty the directory", path)
+            }
         }
     }
 
     pub(super) fn whiteout_by_device(&mut self, path: &LayerPath) -> Result<(), TargetError> {
         let (parent, name) = split(path.as_bytes());
-        if at(self.hidden_above(path), "look at", path)? || self.links.contains_key(path) {
+        let above = path.split().map(|(parent, _)| parent).unwrap_or_default();
+        if at(self.is_covered(&above), "look at", path)? || self.links.contains_key(path) {
             return Ok(());
         }
         self.enter(path, parent)?;
@@ -165,7 +194,7 @@ impl FolderTarget {
     }
 
     /// Removes what lies in a directory and was not brought by this layer; directories keep their times.
-    pub(super) fn clear_lower(&self, dir: BorrowedFd<'_>, path: &LayerPath) -> io::Result<()> {
+    fn clear_lower(&self, dir: BorrowedFd<'_>, path: &LayerPath) -> io::Result<()> {
         let before = rustix::fs::fstat(dir)?;
         for name in tree::read_dir(dir)? {
             let below = path.join(name.as_bytes()).map_err(io::Error::other)?;

@@ -436,15 +436,7 @@ impl Target for FolderTarget {
     }
 
     fn opaque(&mut self, path: &LayerPath) -> Result<(), TargetError> {
-        self.enter(path, path.as_bytes())?;
-        at(self.levels.touch(), "look at the directory", path)?;
-        match self.options.style {
-            Style::Overlay => self.mark_opaque(path),
-            Style::Apply => {
-                let fd = at(self.levels.top(), "open the directory", path)?;
-                at(self.clear_lower(fd, path), "empty the directory", path)
-            }
-        }
+        self.hide_below(path)
     }
 
     fn replaced(&mut self, path: &LayerPath, save: &mut SaveFile<'_>) -> Result<(), TargetError> {

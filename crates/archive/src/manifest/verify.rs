@@ -134,19 +134,23 @@ impl Plan {
                 return;
             }
             What::Opaque => {
-                self.hidden_below.insert(at, start);
+                self.hide_below(at, start);
                 return;
             }
             What::Dir | What::ImpliedDir => {}
-            _ => {
-                self.hidden_below.insert(at, index);
-            }
+            _ => self.hide_below(at, index),
         }
         // An implied directory does not replace what is recorded of the same directory.
         if entry.what == What::ImpliedDir && self.expected.get(&at).is_some_and(|old| old.what == What::Dir) {
             return;
         }
         self.expected.insert(at, Expected { index, what: entry.what, facts: entry.facts, seen: false });
+    }
+
+    /// A mark that hides lower layers takes back nothing of what a file of this layer hides.
+    fn hide_below(&mut self, at: u128, until: u64) {
+        let hidden = self.hidden_below.entry(at).or_default();
+        *hidden = until.max(*hidden);
     }
 
     /// Whether the record `index` of `path` is hidden by a later one.
