@@ -269,7 +269,7 @@ impl<R: Read> Applier<'_, '_, R> {
             Kept::Yes => self.note(path, what, meta),
             Kept::LeftOut(reason) => {
                 self.left_out.push((path.clone(), reason));
-                Ok(())
+                self.note(path, &What::Absent, meta)
             }
         }
     }

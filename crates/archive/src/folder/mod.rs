@@ -74,6 +74,8 @@ pub struct FolderTarget {
     levels: Levels,
     /// [`Style::Apply`]: hashes of the paths that this layer brought.
     own: HashSet<u64>,
+    /// The directory whose way was marked last.
+    marked: Vec<u8>,
     seed: u64,
     implied: BTreeSet<LayerPath>,
     links: BTreeMap<LayerPath, LayerPath>,
@@ -119,6 +121,7 @@ impl FolderTarget {
             options,
             levels,
             own: HashSet::new(),
+            marked: Vec::new(),
             seed,
             // Overlayfs shows the root of the nearest layer. Where a folder is applied to, it is that of the layers below already.
             implied: (options.style == Style::Overlay).then(LayerPath::root).into_iter().collect(),
@@ -147,6 +150,18 @@ impl FolderTarget {
         }
     }
 
+    /// This layer brings the way to what it brings, also where a whiteout has left directories of lower layers open.
+    fn mark_way(&mut self, dir: &[u8]) {
+        if self.options.style != Style::Apply || self.marked == dir {
+            return;
+        }
+        for end in (1..=dir.len()).filter(|end| *end == dir.len() || dir[*end] == b'/') {
+            self.mark_own(&dir[..end]);
+        }
+        self.marked.clear();
+        self.marked.extend_from_slice(dir);
+    }
+
     /// Opens the directory that `path` lies in, making what is missing, and says that it is about to change. Gives the last name,
     /// and whether what is made inherits an ACL.
     fn prepare<'p>(&mut self, path: &'p LayerPath) -> Result<(&'p [u8], bool), TargetError> {
@@ -162,12 +177,12 @@ impl FolderTarget {
 
     /// Opens `dir`, making what is missing; `path` is for errors.
     fn enter(&mut self, path: &LayerPath, dir: &[u8]) -> Result<(), TargetError> {
+        self.mark_way(dir);
         at(self.levels.leave_for(dir), "leave a directory for", path)?;
         while self.levels.end() < dir.len() {
             let from = if self.levels.end() == 0 { 0 } else { self.levels.end() + 1 };
             let to = dir[from..].iter().position(|c| *c == b'/').map_or(dir.len(), |slash| from + slash);
             let (name, here) = (&dir[from..to], &dir[..to]);
-            self.mark_own(here);
             let top = at(self.levels.top(), "open the directory of", path)?;
             match tree::open_dir(top, OsStr::from_bytes(name)) {
                 Ok(fd) => at(self.levels.enter(name, fd), "enter the directory of", path)?,

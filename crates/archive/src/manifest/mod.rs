@@ -81,6 +81,9 @@ pub enum What {
     Whiteout,
     /// Lower layers' content of the directory is hidden.
     Opaque,
+    /// Nothing: the archive has an entry that could not be kept, such as a device for a user without privileges. What came before
+    /// it at the path is gone.
+    Absent,
 }
 
 /// One record.
@@ -134,7 +137,12 @@ impl<W: Write> Writer<W> {
                 number(out, u64::from(*major));
                 number(out, u64::from(*minor));
             }
-            What::Special(_) | What::Dir | What::ImpliedDir | What::Whiteout | What::Opaque => {}
+            What::Special(_)
+            | What::Dir
+            | What::ImpliedDir
+            | What::Whiteout
+            | What::Opaque
+            | What::Absent => {}
         }
         if has_facts(what) {
             for value in [facts.mode, facts.uid, facts.gid] {
@@ -216,6 +224,7 @@ impl<R: Read> Reader<R> {
             b's' => What::Special(Special::Socket),
             b'w' => What::Whiteout,
             b'o' => What::Opaque,
+            b'n' => What::Absent,
             _ => return Err(damaged("a record of an unknown kind")),
         };
         let mut facts = Facts::default();
@@ -298,6 +307,7 @@ fn kind(what: &What) -> u8 {
         What::Special(Special::Socket) => b's',
         What::Whiteout => b'w',
         What::Opaque => b'o',
+        What::Absent => b'n',
     }
 }
 
@@ -347,6 +357,7 @@ mod tests {
             entry("p", What::Special(Special::Fifo), facts),
             entry("w", What::Whiteout, none),
             entry("a", What::Opaque, none),
+            entry("c", What::Absent, none),
         ]
     }
 

@@ -1,7 +1,7 @@
 //! A layer's folder compared with its manifest.
 
 use super::{Entry, Facts, Reader, What};
-use crate::target::{LayerPath, Node as Special};
+use crate::target::{LayerPath, Node as Special, Time};
 use crate::tree::{Form, Node, TreeError, Visit, walk};
 use rustix::fs::FileType;
 use std::collections::HashMap;
@@ -121,10 +121,13 @@ impl Plan {
         let at = key(entry.path.as_bytes());
         match entry.what {
             What::Whiteout => {
-                self.hidden.insert(at, start);
+                hide(&mut self.hidden, at, start);
                 // The mark itself lies in the layer's own folder, unless the layer has an entry there, or a file where the
                 // directory would be: what lies below a file is hidden without a mark.
-                let own = |path: &[u8]| self.expected.get(&key(path)).filter(|e| e.index >= start);
+                let own = |path: &[u8]| {
+                    let entry = self.expected.get(&key(path)).filter(|e| e.index >= start);
+                    entry.filter(|e| !self.is_hidden(path, e.index))
+                };
                 let below_file = parents(entry.path.as_bytes())
                     .any(|path| own(path).is_some_and(|e| !matches!(e.what, What::Dir | What::ImpliedDir)));
                 if raw && !below_file && own(entry.path.as_bytes()).is_none() {
@@ -134,11 +137,16 @@ impl Plan {
                 return;
             }
             What::Opaque => {
-                self.hide_below(at, start);
+                hide(&mut self.hidden_below, at, start);
+                return;
+            }
+            What::Absent => {
+                hide(&mut self.hidden, at, index);
+                self.expected.remove(&at);
                 return;
             }
             What::Dir | What::ImpliedDir => {}
-            _ => self.hide_below(at, index),
+            _ => hide(&mut self.hidden_below, at, index),
         }
         // An implied directory does not replace what is recorded of the same directory.
         if entry.what == What::ImpliedDir && self.expected.get(&at).is_some_and(|old| old.what == What::Dir) {
@@ -147,22 +155,21 @@ impl Plan {
         self.expected.insert(at, Expected { index, what: entry.what, facts: entry.facts, seen: false });
     }
 
-    /// A mark that hides lower layers takes back nothing of what a file of this layer hides.
-    fn hide_below(&mut self, at: u128, until: u64) {
-        let hidden = self.hidden_below.entry(at).or_default();
-        *hidden = until.max(*hidden);
-    }
-
     /// Whether the record `index` of `path` is hidden by a later one.
-    fn is_hidden(&self, path: &LayerPath, index: u64) -> bool {
-        let bytes = path.as_bytes();
+    fn is_hidden(&self, path: &[u8], index: u64) -> bool {
         let over =
             |map: &HashMap<u128, u64>, path: &[u8]| map.get(&key(path)).is_some_and(|until| index < *until);
-        if over(&self.hidden, bytes) {
+        if over(&self.hidden, path) {
             return true;
         }
-        parents(bytes).any(|parent| over(&self.hidden, parent) || over(&self.hidden_below, parent))
+        parents(path).any(|parent| over(&self.hidden, parent) || over(&self.hidden_below, parent))
     }
+}
+
+/// Records before `until` are hidden. A mark that hides lower layers takes back nothing of what this layer hides of its own.
+fn hide(map: &mut HashMap<u128, u64>, at: u128, until: u64) {
+    let hidden = map.entry(at).or_default();
+    *hidden = until.max(*hidden);
 }
 
 /// Opens a manifest: it is read twice when something is missing.
@@ -196,7 +203,7 @@ pub fn verify(
     walk(root, form, &mut |path, node| {
         verified.entries += 1;
         let at = key(path.as_bytes());
-        let live = plan.expected.get(&at).is_some_and(|e| !plan.is_hidden(path, e.index));
+        let live = plan.expected.get(&at).is_some_and(|e| !plan.is_hidden(path.as_bytes(), e.index));
         let Some(expected) = plan.expected.get_mut(&at).filter(|_| live) else {
             // The root is there even when no archive lists it.
             if path.is_root() {
@@ -228,7 +235,9 @@ fn missing(plan: &Plan, manifests: &[Open<'_>], report: &mut dyn FnMut(Finding))
         for entry in Reader::new(open()?)? {
             let entry = entry?;
             let expected = plan.expected.get(&key(entry.path.as_bytes()));
-            if expected.is_some_and(|e| e.index == index && !e.seen) && !plan.is_hidden(&entry.path, index) {
+            if expected.is_some_and(|e| e.index == index && !e.seen)
+                && !plan.is_hidden(entry.path.as_bytes(), index)
+            {
                 report(Finding { path: entry.path, problem: Problem::Missing });
             }
             index += 1;
@@ -283,6 +292,7 @@ fn compare(
         What::Symlink(_) => kind == FileType::Symlink,
         What::HardLink(_) => kind != FileType::Directory,
         What::Whiteout => node.is_whiteout(),
+        What::Absent => false,
         What::Special(special) => found == Some(*special) || same_type(*special, kind),
     };
     if !fits {
@@ -304,7 +314,7 @@ fn compare(
             different("device", &Shown(Some(*special)), &Shown(found), problem);
         }
         What::Dir => facts(&expected.facts, node, problem)?,
-        What::ImpliedDir | What::HardLink(_) | What::Whiteout | What::Opaque => {}
+        What::ImpliedDir | What::HardLink(_) | What::Whiteout | What::Opaque | What::Absent => {}
     }
     Ok(())
 }
@@ -339,6 +349,18 @@ fn different(
     }
 }
 
+/// Whether a time on disk is the recorded one, or the nearest to it that a file system can hold: the kernel sets that without a word.
+fn is_held_as(recorded: Time, found: Time) -> bool {
+    /// Signed 32 bits.
+    const EARLIEST: i64 = -(1 << 31);
+    /// Of signed 32 bits, of ext4, of XFS with bigtime.
+    const LATEST: [i64; 3] = [(1 << 31) - 1, (1 << 34) - (1 << 31) - 1, 16_299_260_424];
+    recorded == found
+        || (found.nanoseconds == 0
+            && ((recorded.seconds < found.seconds && found.seconds == EARLIEST)
+                || (recorded > found && LATEST.contains(&found.seconds))))
+}
+
 fn facts(recorded: &Facts, node: &Node<'_>, problem: &mut dyn FnMut(Problem)) -> io::Result<()> {
     let found = Facts::from(&node.meta()?);
     let link = node.file_type() == FileType::Symlink;
@@ -346,7 +368,7 @@ fn facts(recorded: &Facts, node: &Node<'_>, problem: &mut dyn FnMut(Problem)) ->
         let octal = |mode| format!("{mode:04o}");
         problem(Problem::Fact { fact: "mode", recorded: octal(recorded.mode), found: octal(found.mode) });
     }
-    if (recorded.mtime) != found.mtime {
+    if !is_held_as(recorded.mtime, found.mtime) {
         let show = |facts: &Facts| format!("{}.{:09}", facts.mtime.seconds, facts.mtime.nanoseconds);
         problem(Problem::Fact { fact: "time", recorded: show(recorded), found: show(&found) });
     }
@@ -474,6 +496,17 @@ mod tests {
         ] {
             assert!(found.iter().any(|f| f == expected), "{expected}: {found:?}");
         }
+    }
+
+    #[test]
+    fn times_that_the_disk_cannot_hold_are_no_finding() {
+        let time = |seconds, nanoseconds| Time { seconds, nanoseconds };
+        assert!(is_held_as(time(-9_000_000_000, 5), time(-(1 << 31), 0)));
+        assert!(is_held_as(time(1 << 40, 0), time(15_032_385_535, 0)));
+        assert!(is_held_as(time(1 << 31, 7), time((1 << 31) - 1, 0)));
+        assert!(!is_held_as(time(5, 0), time(-(1 << 31), 0)));
+        assert!(!is_held_as(time(-(1 << 40), 0), time(0, 0)));
+        assert!(!is_held_as(time(5, 1), time(5, 0)));
     }
 
     #[test]
