@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod fuzz;
 mod image;
 mod packages;
 mod run;
@@ -39,6 +40,14 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run a fuzz target, or all of them one after the other, guided by coverage. Needs a C++ compiler.
+    Fuzz {
+        /// Which; all without one.
+        target: Option<String>,
+        /// For how long each.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+        minutes: u64,
+    },
     /// Write the man pages and the shells' completions to target/docs.
     Docs,
     /// Remove what killed tests left behind: mounts, folders, loop devices.
@@ -50,6 +59,7 @@ fn main() -> ExitCode {
         Chore::Test { all } => test::test(all),
         Chore::Image { kind } => image::build(kind).map(|place| println!("{}", place.display())),
         Chore::Bench { arguments } => bench::bench(&arguments),
+        Chore::Fuzz { target, minutes } => fuzz::fuzz(target.as_deref(), minutes),
         Chore::Docs => docs(),
         Chore::Clean => test::clean().map(drop),
     };
