@@ -12,7 +12,7 @@ use std::path::PathBuf;
 /// Images are named as docker names them: `debian` is `docker.io/library/debian:latest`. Containers and images
 /// are also known by their ids, or by the beginning of an id that no other has.
 #[derive(Debug, Parser)]
-#[command(name = "vellum", version, propagate_version = true, after_long_help = EXIT_CODES)]
+#[command(name = "vellum", version, after_long_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -42,6 +42,7 @@ pub(crate) struct Global {
         global = true,
         overrides_with = "root",
         value_name = "DIR",
+        help_heading = "Options of every command",
         env = "VELLUM_ROOT",
         hide_env = true
     )]
@@ -52,6 +53,7 @@ pub(crate) struct Global {
         global = true,
         overrides_with = "driver",
         value_name = "NAME",
+        help_heading = "Options of every command",
         env = "VELLUM_DRIVER",
         hide_env = true
     )]
@@ -64,6 +66,24 @@ pub(crate) struct Format {
     /// Print JSON instead of a text for people
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How a list shows what it lists.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Ids {
+    /// Print ids only
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) quiet: bool,
+    /// Print ids in full
+    #[arg(long)]
+    no_trunc: bool,
+}
+
+impl Ids {
+    /// An id as it is wanted.
+    pub(crate) fn shown(self, full: impl std::fmt::Display, short: String) -> String {
+        if self.no_trunc { full.to_string() } else { short }
+    }
 }
 
 #[derive(Debug, Subcommand)]

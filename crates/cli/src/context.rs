@@ -23,7 +23,10 @@ pub(crate) fn root(global: &Global) -> Result<PathBuf> {
         None if is_host_root() => PathBuf::from("/var/lib/vellum"),
         None => data_folder()?.join("vellum"),
     };
-    std::path::absolute(&root).map_err(io(format!("tell where {} is", root.display())))
+    let failed = io(format!("tell where {} is", root.display()));
+    // A store opens its own folder without following links; a link to it is the administrator's way to put it elsewhere.
+    let root = if root.is_symlink() { std::fs::canonicalize(&root) } else { std::path::absolute(&root) };
+    root.map_err(failed)
 }
 
 fn data_folder() -> Result<PathBuf> {

@@ -73,6 +73,15 @@ pub(crate) fn io(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Fail
     move |source| Plain { kind: Kind::Other, text, hint: None, source: Some(Box::new(source)) }.into()
 }
 
+/// What was being done when it failed, for errors that do not know: `cannot OPERATION`, with the error as its cause.
+pub(crate) fn during(operation: impl Into<String>) -> impl FnOnce(Failure) -> Failure {
+    let text = format!("cannot {}", operation.into());
+    move |failure| match failure {
+        Failure::Error(source) => Plain { kind: Kind::Other, text, hint: None, source: Some(source) }.into(),
+        told @ Failure::Told(_) => told,
+    }
+}
+
 impl Failure {
     /// Tells the error and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
@@ -165,11 +174,12 @@ fn code_of(error: &(dyn StdError + 'static)) -> u8 {
 
 fn code_of_store(code: Code) -> u8 {
     match code {
+        Code::Invalid => 2,
         Code::NotFound => 3,
         Code::InUse => 4,
         Code::Exists => 5,
         Code::Full => 6,
-        Code::Damaged => 7,
+        Code::Damaged | Code::Archive => 7,
         Code::Unsupported => 8,
         _ => 1,
     }
@@ -182,7 +192,9 @@ fn hint(error: &(dyn StdError + 'static)) -> Option<String> {
             return error.hint.clone();
         }
         if let Some(error) = error.downcast_ref::<vellum_store::Error>() {
-            return error.hint().map(str::to_owned);
+            let damaged = "the archive is damaged, or was made wrongly: fetch it or save it again";
+            let hint = error.hint().or((error.code() == Code::Archive).then_some(damaged));
+            return hint.map(str::to_owned);
         }
         match error.downcast_ref::<vellum_oci::Error>()? {
             vellum_oci::Error::NoPlatform { .. } => {

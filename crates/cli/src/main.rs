@@ -12,6 +12,7 @@ mod failure;
 mod human;
 mod output;
 mod progress;
+mod views;
 mod workers;
 
 use clap::Parser as _;

@@ -83,6 +83,18 @@ fn root_exit_codes_are_as_documented() {
 }
 
 #[test]
+fn root_a_store_is_found_through_a_link() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("overlay");
+    store.shell("ln -s root link").ok();
+    let link = store.path("link");
+    let root = store.run(["--root", link.to_str().unwrap(), "info", "--json"]).ok();
+    assert!(root.contains(store.path("root").to_str().unwrap()), "{root}");
+}
+
+#[test]
 fn root_a_closed_pipe_ends_quietly() {
     if !is_root() {
         skip!("needs root");

@@ -259,7 +259,10 @@ fn refused(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<Option<(String,
     }
     if let fsinfo::Probed::Refused(error) = fsinfo::probe_whiteout(&scratch.dir)? {
         let reason = format!("a whiteout cannot be made on {file_system}: {}", io::Error::from(error));
-        return no(reason, "without privileges Linux 5.8 or newer is needed");
+        return no(
+            reason,
+            "put the store on ext4, xfs, btrfs or tmpfs (--root), or use the driver vfs; without privileges Linux 5.8 or newer is needed, too",
+        );
     }
     let options: &[_] = if form == XattrForm::Trusted { &[("index", "off")] } else { &[] };
     let mount = match scratch.mount(form, options) {

@@ -1,6 +1,8 @@
 //! What can be wrong with an image archive.
 
+use std::collections::BTreeSet;
 use std::io;
+use vellum_types::Platform;
 
 /// The result of reading or writing an archive.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -95,6 +97,20 @@ impl Error {
     pub(crate) fn io(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let operation = operation.into();
         move |source| Self::Io { operation, source }
+    }
+
+    /// There is only what is `offered`, each of which may come several times.
+    pub(crate) fn no_platform(
+        part: &str,
+        wanted: &Platform,
+        offered: impl IntoIterator<Item = String>,
+    ) -> Self {
+        let offered: BTreeSet<String> = offered.into_iter().collect();
+        let offered = match offered.len() {
+            0 => "none".to_owned(),
+            _ => offered.into_iter().collect::<Vec<_>>().join(", "),
+        };
+        Self::NoPlatform { part: part.to_owned(), wanted: wanted.to_string(), offered }
     }
 
     pub(crate) fn damaged(part: impl Into<String>, reason: impl Into<String>) -> Self {

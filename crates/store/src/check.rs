@@ -190,11 +190,7 @@ impl Store {
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         let Some(layer) = rows.get(index) else { return };
-                        progress.layer_started(
-                            index,
-                            &format!("layer {}", layer.id),
-                            Some(layer.usage.bytes),
-                        );
+                        progress.layer_started(index, &format!("layer {}", layer.id), None);
                         let result = self.check_layer(layer);
                         progress.layer_done(index, LayerOutcome::Shared);
                         match (result, found.lock(), failed.lock()) {

@@ -207,7 +207,7 @@ impl Store {
             if !force {
                 return Err(Error::new(
                     Code::InUse,
-                    format!("remove the container {}", row.id.short()),
+                    format!("remove the container {}", row.label()),
                     "it is mounted",
                 )
                 .with_hint("unmount it first (`vellum umount`), or use --force"));
@@ -234,6 +234,10 @@ impl Store {
         })?;
         point("store.rm.recorded")?;
         self.finish_removal(&removed)?;
+        if removed.iter().any(|layer| layer.role == Role::Image) {
+            // The image was gone already, and this was the last that was made of it.
+            self.forget_config(&row.image)?;
+        }
         drop(lock);
         self.empty_trash_later();
         Ok(())

@@ -29,7 +29,7 @@ pub(crate) fn open(layout: &Layout, name: &str, config: DriverConfig) -> Result<
         }
         result => result,
     }
-    .map_err(|e| Error::from(e).object(format!("driver {name}")))?;
+    .map_err(Error::from)?;
     crate::layout::make_folder(&layout.layers().join(factory.name()))?;
     crate::layout::make_folder(&layout.trash().join(factory.name()))?;
     Ok(Arc::from(driver))

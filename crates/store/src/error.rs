@@ -16,8 +16,10 @@ pub enum Code {
     Exists,
     /// Mounted, has children, or is held by another process.
     InUse,
-    /// The request, or what was given to the store, is wrong.
+    /// The request is wrong.
     Invalid,
+    /// What was given to be loaded is wrong: an archive, a digest, an image's configuration.
+    Archive,
     /// No space, no inodes, over a quota, or below the floor of free space.
     Full,
     /// What lies on disk is not what was written.
@@ -54,7 +56,7 @@ impl Error {
         }
     }
 
-    /// A failed system call on `path`.
+    /// A failed system call on `path`: `cannot OPERATION PATH`.
     pub fn io(
         operation: impl Into<String>,
         path: impl AsRef<Path>,
@@ -63,8 +65,8 @@ impl Error {
         let source = source.into();
         Self {
             code: code_of(&source),
-            operation: operation.into(),
-            object: Some(path.as_ref().display().to_string()),
+            operation: format!("{} {}", operation.into(), path.as_ref().display()),
+            object: None,
             reason: None,
             hint: None,
             source: Some(Box::new(source)),
@@ -148,8 +150,8 @@ impl From<vellum_driver::Error> for Error {
             Kind::NotFound => Code::NotFound,
             Kind::Exists => Code::Exists,
             Kind::InUse => Code::InUse,
-            Kind::NotActive | Kind::NotCommitted | Kind::Invalid | Kind::TooDeep => Code::Invalid,
-            Kind::Unsupported => Code::Unsupported,
+            Kind::NotActive | Kind::NotCommitted | Kind::Invalid => Code::Invalid,
+            Kind::Unsupported | Kind::TooDeep => Code::Unsupported,
             Kind::Damaged => Code::Damaged,
             Kind::Full => Code::Full,
             _ => Code::System,
@@ -200,7 +202,7 @@ impl From<vellum_mount::Error> for Error {
             vellum_mount::Error::Busy { .. } => {
                 Some("end those processes, or unmount lazily with --force: they keep what they see")
             }
-            vellum_mount::Error::Different { .. } => Some("unmount it first (`vellum umount --all`)"),
+            vellum_mount::Error::Different { .. } => Some("unmount it first (`vellum umount`)"),
             vellum_mount::Error::Elsewhere { .. } => {
                 Some("unmount it there, or end the namespace's processes")
             }

@@ -1,7 +1,7 @@
 //! Everything that `check` can find, by id. Ids are stable: scripts and bug reports rely on them, and none is used again for something else.
 
 /// What `check` can find.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct FindingKind {
     /// The id.
     pub id: &'static str,

@@ -17,7 +17,7 @@ pub(crate) struct Facts {
 pub(crate) const LIMIT: usize = 8 << 20;
 
 fn wrong(reason: impl Into<String>) -> Error {
-    Error::new(Code::Invalid, "read the image's configuration", reason)
+    Error::new(Code::Archive, "read the image's configuration", reason)
 }
 
 /// Reads a configuration.
@@ -26,7 +26,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Facts> {
         return Err(wrong("it has more than 8 MiB"));
     }
     let value: Value = serde_json::from_slice(bytes)
-        .map_err(|e| Error::caused(Code::Invalid, "read the image's configuration", e))?;
+        .map_err(|e| Error::caused(Code::Archive, "read the image's configuration", e))?;
     let rootfs = value.get("rootfs").ok_or_else(|| wrong("it has no 'rootfs'"))?;
     if rootfs.get("type").and_then(Value::as_str).is_some_and(|kind| kind != "layers") {
         return Err(wrong("its 'rootfs.type' is not 'layers'"));
@@ -35,7 +35,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Facts> {
     for id in rootfs.get("diff_ids").and_then(Value::as_array).into_iter().flatten() {
         let text = id.as_str().ok_or_else(|| wrong("one of its 'rootfs.diff_ids' is not a text"))?;
         diff_ids.push(text.parse().map_err(|e: vellum_types::ParseError| {
-            Error::caused(Code::Invalid, "read the image's configuration", e)
+            Error::caused(Code::Archive, "read the image's configuration", e)
         })?);
     }
     let text = |key: &str| value.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
@@ -59,7 +59,7 @@ pub(crate) fn committed(
 ) -> Result<Vec<u8>> {
     let mut config: Map<String, Value> = match parent {
         Some(bytes) => serde_json::from_slice(bytes)
-            .map_err(|e| Error::caused(Code::Invalid, "read the image's configuration", e))?,
+            .map_err(|e| Error::caused(Code::Archive, "read the image's configuration", e))?,
         None => base(),
     };
     for gone in ["container", "container_config", "id", "parent"] {
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn plain_wrong_configurations_are_refused() {
         for bad in ["", "[]", "{}", r#"{"rootfs":{"type":"x"}}"#, r#"{"rootfs":{"diff_ids":["sha256:1"]}}"#] {
-            assert_eq!(read(bad.as_bytes()).unwrap_err().code(), Code::Invalid, "{bad}");
+            assert_eq!(read(bad.as_bytes()).unwrap_err().code(), Code::Archive, "{bad}");
         }
     }
 }

@@ -4,12 +4,14 @@
 //! 1. One durable transaction takes the names away and, with the last of them, the image; its layers that nothing else needs
 //!    become `removing`. This is when the removal is reported.
 //! 2. Each such layer is renamed into the trash, what lies beside it is deleted, its row is forgotten.
-//! 3. The worker empties the trash.
+//! 3. The configuration's file is deleted, unless somebody puts files in place at this moment; then `gc` does that.
+//! 4. The worker empties the trash.
 
 use crate::catalog::{Durability, images, layers};
 use crate::faults::point;
 use crate::{BlobFacts, Code, Error, ImageRow, LayerRow, RemoveReport, Result, Store, files};
 use std::fs::File;
+use vellum_sys::lock::FileLock;
 use vellum_types::{ImageId, ImageName, LayerId};
 
 impl Store {
@@ -151,8 +153,11 @@ impl Store {
             if image.containers > 0 && !force {
                 return Err(in_use(
                     reference,
-                    &format!("{} containers were made of it", image.containers),
-                    "remove them first, or use --force to remove the image and keep them",
+                    &match image.containers {
+                        1 => "a container was made of it".to_owned(),
+                        many => format!("{many} containers were made of it"),
+                    },
+                    "remove what was made of it first, or use --force to remove the image and keep that",
                 ));
             }
             let removed = images::remove(tx, driver, &image.id, owner.id, &mut self.others_live(owner.id))?;
@@ -164,8 +169,26 @@ impl Store {
         report.layers = removed.len();
         report.bytes = removed.iter().map(|layer| layer.usage.bytes).sum();
         self.finish_removal(&removed)?;
+        if let Some(image) = &report.deleted {
+            self.forget_config(image)?;
+        }
         self.empty_trash_later();
         Ok(report)
+    }
+
+    /// Deletes the file of a configuration that no image and no container has any more.
+    pub(crate) fn forget_config(&self, image: &ImageId) -> Result<()> {
+        let lock = self.layout.lock("sweep");
+        // Who puts a file in place has no row for it yet. Waiting for a load would take long, and nothing depends on this.
+        let Some(_sweep) =
+            FileLock::try_exclusive(&lock).map_err(|e| Error::io("take the lock", &lock, e))?
+        else {
+            return Ok(());
+        };
+        if self.catalog.read(|tx| images::config_needed(tx, image))? {
+            return Ok(());
+        }
+        files::remove_any(&self.layout.configs().join(image.digest().hex()))
     }
 }
 

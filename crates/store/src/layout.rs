@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use vellum_types::LayerId;
 
+const ELSEWHERE: &str = "choose another folder with --root";
+
 /// The paths of one store. The drawing is in the crate's documentation.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
@@ -72,14 +74,11 @@ impl Layout {
 
     /// Makes the folders of a store, and the root itself with its parents.
     pub(crate) fn make(&self, rootless: bool) -> Result<()> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |e: std::io::Error| Error::io("make the folder", path, e)
-        };
-        std::fs::create_dir_all(&self.root).map_err(failed(&self.root))?;
-        let root = open_folder(&self.root)?;
+        std::fs::create_dir_all(&self.root).map_err(|e| self.unusable(e))?;
+        let root =
+            vellum_sys::file::open_folder(rustix::fs::CWD, &self.root).map_err(|e| self.unusable(e))?;
         let mode = if rootless { 0o700 } else { 0o711 };
-        rustix::fs::fchmod(&root, Mode::from_raw_mode(mode)).map_err(|e| failed(&self.root)(e.into()))?;
+        rustix::fs::fchmod(&root, Mode::from_raw_mode(mode)).map_err(|e| self.unusable(e.into()))?;
         for path in [
             self.locks(),
             self.configs(),
@@ -91,9 +90,27 @@ impl Layout {
             self.trash(),
             self.mountpoints(),
         ] {
-            make_folder(&path)?;
+            make_folder(&path).map_err(|e| e.with_hint(ELSEWHERE))?;
         }
         Ok(())
+    }
+}
+
+impl Layout {
+    /// There can be no store at the root.
+    fn unusable(&self, error: std::io::Error) -> Error {
+        use std::io::ErrorKind as Kind;
+        let hint = match error.kind() {
+            Kind::ReadOnlyFilesystem => {
+                "its file system is mounted read-only, and a store needs one that can be written"
+            }
+            Kind::PermissionDenied => {
+                "choose a folder of your own with --root, or run the command as the store's owner"
+            }
+            Kind::AlreadyExists | Kind::NotADirectory => "a store is a folder: choose another with --root",
+            _ => ELSEWHERE,
+        };
+        Error::io("keep a store in", &self.root, error).with_hint(hint)
     }
 }
 

@@ -141,8 +141,8 @@ impl Store {
         if self.mounter.mounted(row.layer).map_err(Error::from)?.is_none() {
             return Ok(());
         }
-        Err(Error::new(Code::InUse, format!("roll back the container {}", row.id.short()), "it is mounted")
-            .with_hint("unmount it first (`vellum umount --all`)"))
+        Err(Error::new(Code::InUse, format!("roll back the container {}", row.label()), "it is mounted")
+            .with_hint("unmount it first (`vellum umount`)"))
     }
 
     fn rollback_as(
@@ -228,11 +228,7 @@ fn find(
     };
     found.ok_or_else(|| {
         let what = name.map_or_else(|| "a save point".to_owned(), |name| format!("the save point '{name}'"));
-        Error::new(
-            Code::NotFound,
-            format!("find {what} of the container {}", row.id.short()),
-            "there is none",
-        )
-        .with_hint("`vellum snapshots` lists those there are")
+        Error::new(Code::NotFound, format!("find {what} of the container {}", row.label()), "there is none")
+            .with_hint("`vellum snapshots` lists those there are")
     })
 }

@@ -14,7 +14,7 @@ use crate::catalog::layers::{Role, State};
 use crate::catalog::{Durability, images, intents, layers};
 use crate::containers::layer_file;
 use crate::faults::point;
-use crate::load::{Filled, NewNames, apply_stream, record_image};
+use crate::load::{Filled, NewNames, apply_stream, not_decompressed, record_image};
 use crate::locks::{Hold, Owner};
 use crate::{
     Code, CommitOptions, Error, ImportSource, LayerOutcome, LeftOut, LoadReport, Progress, Result, Store,
@@ -97,7 +97,7 @@ impl Store {
     /// Makes an image of one layer of a tar or a folder.
     ///
     /// # Errors
-    /// [`Code::Invalid`]: the archive is wrong; [`Code::Full`]; the file system's.
+    /// [`Code::Archive`]: the archive is wrong; [`Code::Full`]; the file system's.
     pub fn import(
         &self,
         source: ImportSource<'_>,
@@ -113,7 +113,7 @@ impl Store {
             let staged = match source {
                 ImportSource::Tar(input) => self.stage(owner, &below, |id| {
                     let decoder = Decoder::new(Counted { input, progress })
-                        .map_err(|e| Error::caused(Code::Invalid, "decompress the archive", e))?;
+                        .map_err(|e| not_decompressed("decompress the archive", e))?;
                     apply_stream(self, id, &mut BufReader::with_capacity(256 << 10, decoder))
                 })?,
                 ImportSource::Folder(folder) => {

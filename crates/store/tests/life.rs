@@ -143,16 +143,16 @@ fn root_what_is_wrong_is_refused_and_leaves_nothing() {
         wrong.blob[600] ^= 1;
         wrong.facts = None;
         input.layers[1] = Box::new(wrong);
-        assert_eq!(store.load_image(input, &Silent).unwrap_err().code(), Code::Invalid);
+        assert_eq!(store.load_image(input, &Silent).unwrap_err().code(), Code::Archive);
         // A blob with another digest than its descriptor says.
         let mut input = image.input(&["x"], false);
         let mut wrong = image.layer(2, vellum_archive::compression::Compression::Gzip);
         wrong.facts.as_mut().unwrap().digest = Some(Digest::sha256(b""));
         input.layers[2] = Box::new(wrong);
-        assert_eq!(store.load_image(input, &Silent).unwrap_err().code(), Code::Invalid);
+        assert_eq!(store.load_image(input, &Silent).unwrap_err().code(), Code::Archive);
         let mut input = image.input(&["x"], false);
         input.layers.pop();
-        assert_eq!(store.load_image(input, &Silent).unwrap_err().code(), Code::Invalid);
+        assert_eq!(store.load_image(input, &Silent).unwrap_err().code(), Code::Archive);
         assert!(store.images().unwrap().is_empty());
         assert_nothing_to_collect(&store);
         let full =

@@ -47,7 +47,8 @@ impl<R: Read> Decoder<R> {
         let compression = detect(&start);
         for (magic, name) in [(&b"\xfd7zXZ\0"[..], "xz"), (&b"BZh91A"[..], "bzip2")] {
             if start.starts_with(magic) {
-                return Err(invalid(format!("compressed with {name}; gzip, zstd and plain are supported")));
+                let reason = format!("compressed with {name}; gzip, zstd and plain are supported");
+                return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
             }
         }
         let input = BufReader::with_capacity(BUFFER, io::Cursor::new(start).chain(input));

@@ -29,6 +29,10 @@ impl Check {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
         let mut out = Out::new();
         if self.list {
+            if self.format.json {
+                out.json(&FINDINGS)?;
+                return out.finish();
+            }
             let line = |kind: &FindingKind| [kind.id, kind.meaning, kind.repair].map(str::to_owned).to_vec();
             out.table(&["FINDING", "MEANING", "WHAT --repair DOES"], FINDINGS.iter().map(line).collect())?;
             return out.finish();
@@ -53,7 +57,7 @@ impl Check {
 
     fn findings(&self, global: &Global) -> Result<Vec<Finding>> {
         let options = context::options_inside(global)?;
-        let bars = Bars::new(false);
+        let bars = Bars::new(false, None);
         let findings = Store::check_at(&options, self.repair, &bars);
         bars.clear();
         findings.map_err(Failure::from)

@@ -1,9 +1,9 @@
 use crate::cli::Global;
 use crate::context;
-use crate::failure::{Result, usage};
+use crate::failure::{Result, during, usage};
 use crate::output::say;
 use clap::Args;
-use vellum_store::CreateOptions;
+use vellum_store::{Code, CreateOptions};
 use vellum_types::ContainerName;
 
 /// Make a container of an image, and print its id
@@ -31,6 +31,11 @@ impl Create {
         let storage = self.storage_opt.iter().map(option).collect::<Result<_>>()?;
         let store = context::open(global)?;
         let image = store.find_image(&self.image)?;
-        say(store.create_container(&image.id, CreateOptions { name: self.name.clone(), storage })?)
+        let made = store.create_container(&image.id, CreateOptions { name: self.name.clone(), storage });
+        say(made.map_err(|error| match error.code() {
+            // The driver knows of layers only.
+            Code::Unsupported => during(format!("make a container of {}", self.image))(error.into()),
+            _ => error.into(),
+        })?)
     }
 }

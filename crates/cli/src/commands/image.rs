@@ -3,12 +3,13 @@ use crate::context;
 use crate::failure::{Result, for_each};
 use crate::human;
 use crate::output::Out;
+use crate::views;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use vellum_store::{BlobFacts, ImageRow, LayerRow, Store};
-use vellum_types::{ChainId, DiffId, ImageName, LayerId};
+use vellum_store::{ImageRow, LayerRow, Store};
+use vellum_types::{DiffId, ImageName};
 
 /// Look at images and name them
 #[derive(Debug, Subcommand)]
@@ -46,40 +47,10 @@ pub(crate) struct Inspect {
 #[derive(Debug, Serialize)]
 struct Inspected {
     #[serde(flatten)]
-    image: super::images::View,
-    layer_list: Vec<LayerView>,
+    image: views::Image,
+    layer_list: Vec<views::Layer>,
     config: Value,
     manifest: Option<Value>,
-}
-
-/// A layer, as `--json` shows it.
-#[derive(Debug, Serialize)]
-struct LayerView {
-    id: LayerId,
-    parent: Option<LayerId>,
-    diff_id: DiffId,
-    chain_id: ChainId,
-    bytes: u64,
-    inodes: u64,
-    tar_bytes: u64,
-    blob: Option<BlobFacts>,
-    created: Timestamp,
-}
-
-impl From<LayerRow> for LayerView {
-    fn from(row: LayerRow) -> Self {
-        Self {
-            id: row.id,
-            parent: row.parent,
-            diff_id: row.diff_id,
-            chain_id: row.chain_id,
-            bytes: row.size.bytes,
-            inodes: row.size.inodes,
-            tar_bytes: row.tar_size,
-            blob: row.blob,
-            created: row.created,
-        }
-    }
 }
 
 impl Inspect {
@@ -106,7 +77,7 @@ impl Inspect {
 fn inspect(store: &Store, row: ImageRow) -> Result<Inspected> {
     let manifest = store.image_manifest(&row.id)?;
     Ok(Inspected {
-        layer_list: store.image_layers(&row.id)?.into_iter().map(LayerView::from).collect(),
+        layer_list: store.image_layers(&row.id)?.into_iter().map(views::Layer::from).collect(),
         config: serde_json::from_slice(&store.image_config(&row.id)?)?,
         manifest: manifest.map(|bytes| serde_json::from_slice(&bytes)).transpose()?,
         image: row.into(),

@@ -1,13 +1,12 @@
-use crate::cli::{Format, Global};
+use crate::cli::{Format, Global, Ids};
 use crate::context;
 use crate::failure::Result;
 use crate::human;
 use crate::output::Out;
+use crate::views;
 use clap::Args;
-use jiff::Timestamp;
-use serde::Serialize;
 use vellum_store::ImageRow;
-use vellum_types::{ImageId, ImageName, Platform};
+use vellum_types::ImageName;
 
 /// List images
 ///
@@ -18,44 +17,10 @@ pub(crate) struct Images {
     /// Only images of this repository or name
     #[arg(value_name = "NAME")]
     name: Option<String>,
-    /// Print ids only
-    #[arg(short, long)]
-    quiet: bool,
-    /// Print ids in full
-    #[arg(long)]
-    no_trunc: bool,
+    #[command(flatten)]
+    ids: Ids,
     #[command(flatten)]
     format: Format,
-}
-
-/// An image, as `--json` shows it.
-#[derive(Debug, Serialize)]
-pub(super) struct View {
-    id: ImageId,
-    names: Vec<ImageName>,
-    created: Option<Timestamp>,
-    platform: Option<Platform>,
-    size: u64,
-    shared: u64,
-    unique: u64,
-    layers: usize,
-    containers: usize,
-}
-
-impl From<ImageRow> for View {
-    fn from(row: ImageRow) -> Self {
-        Self {
-            id: row.id,
-            names: row.names,
-            created: row.created,
-            platform: row.platform,
-            size: row.size,
-            shared: row.shared,
-            unique: row.unique,
-            layers: row.layers,
-            containers: row.containers,
-        }
-    }
 }
 
 impl Images {
@@ -72,20 +37,16 @@ impl Images {
         rows.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| (&a.names, a.id).cmp(&(&b.names, b.id))));
         let mut out = Out::new();
         if self.format.json {
-            out.json(&rows.into_iter().map(View::from).collect::<Vec<_>>())?;
-        } else if self.quiet {
+            out.json(&rows.into_iter().map(views::Image::from).collect::<Vec<_>>())?;
+        } else if self.ids.quiet {
             for row in rows {
-                out.line(self.id(&row.id))?;
+                out.line(self.ids.shown(row.id, row.id.short()))?;
             }
         } else {
             let headings = ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE", "UNIQUE"];
             out.table(&headings, rows.iter().flat_map(|row| self.lines(row)).collect())?;
         }
         out.finish()
-    }
-
-    fn id(&self, id: &ImageId) -> String {
-        if self.no_trunc { id.to_string() } else { id.short() }
     }
 
     /// A line for each name.
@@ -95,7 +56,7 @@ impl Images {
             vec![
                 repository,
                 tag,
-                self.id(&row.id),
+                self.ids.shown(row.id, row.id.short()),
                 row.created.map_or_else(|| "N/A".into(), human::ago),
                 human::size(row.size),
                 human::size(row.unique),

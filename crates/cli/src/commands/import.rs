@@ -1,6 +1,6 @@
 use crate::cli::Global;
 use crate::context;
-use crate::failure::{Result, io};
+use crate::failure::{Failure, Result, during, io};
 use crate::output::say;
 use crate::progress::Bars;
 use clap::Args;
@@ -32,10 +32,11 @@ impl Import {
         } else {
             ImportSource::Tar(Box::new(opened()?))
         };
-        let bars = Bars::new(false);
+        let bars = Bars::new(false, Some(1));
         let report = store.import(source, self.name.as_ref(), &bars);
         bars.clear();
-        let report = report?;
+        let report =
+            report.map_err(Failure::from).map_err(during(format!("import {}", self.source.display())))?;
         say(report.id)?;
         super::load::tell_left_out(&report);
         Ok(())

@@ -1,6 +1,7 @@
 use crate::cli::Global;
 use crate::context;
-use crate::failure::{Result, usage};
+use crate::failure::{Failure, Result, during, usage};
+use crate::human;
 use crate::output::{Out, note};
 use crate::progress::Bars;
 use clap::Args;
@@ -76,10 +77,12 @@ impl Load {
             manifest: image.manifest,
             keep_blobs: self.keep_blobs,
         };
-        let bars = Bars::new(self.quiet);
+        let bars = Bars::new(self.quiet, Some(input.layers.len()));
         let report = store.load_image(input, &bars);
         bars.clear();
-        let report = report?;
+        let from =
+            self.input.as_ref().map_or_else(|| "standard input".into(), |path| path.display().to_string());
+        let report = report.map_err(Failure::from).map_err(during(format!("load {from}")))?;
         if self.quiet { Ok(()) } else { tell(&report) }
     }
 }
@@ -94,6 +97,10 @@ pub(super) fn tell(report: &LoadReport) -> Result<()> {
         out.line(format_args!("Loaded image ID: {}", report.id))?;
     }
     out.finish()?;
+    if report.layers_shared > 0 && report.layers_new > 0 {
+        let all = human::count(report.layers_new + report.layers_shared, "layer");
+        note(format_args!("note: {} of {all} were in the store already", report.layers_shared));
+    }
     tell_left_out(report);
     Ok(())
 }

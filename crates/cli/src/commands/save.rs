@@ -75,7 +75,7 @@ impl Save {
                 Packing::None => Compression::None,
             }),
         };
-        let bars = Bars::new(false);
+        let bars = Bars::new(false, None);
         let spool = context::spool(&store);
         let save = |output: Output<'_>| -> Result<()> {
             let saved = vellum_oci::save(&store, &images, &options, output, &spool, &bars);

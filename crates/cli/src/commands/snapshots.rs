@@ -3,10 +3,9 @@ use crate::context;
 use crate::failure::Result;
 use crate::human;
 use crate::output::Out;
+use crate::views;
 use clap::Args;
-use jiff::Timestamp;
-use serde::Serialize;
-use vellum_types::{ContainerId, ContainerName, LayerId};
+use vellum_types::ContainerName;
 
 /// List a container's save points, the oldest first
 #[derive(Debug, Args)]
@@ -20,17 +19,6 @@ pub(crate) struct Snapshots {
     format: Format,
 }
 
-/// A save point, as `--json` shows it.
-#[derive(Debug, Serialize)]
-struct View {
-    name: ContainerName,
-    container: ContainerId,
-    layer: LayerId,
-    created: Timestamp,
-    bytes: u64,
-    inodes: u64,
-}
-
 impl Snapshots {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
         let store = context::open(global)?;
@@ -41,15 +29,7 @@ impl Snapshots {
         let rows = store.save_points(&container.id)?;
         let mut out = Out::new();
         if self.format.json {
-            let view = |row: vellum_store::SavePointRow| View {
-                name: row.name,
-                container: row.container,
-                layer: row.layer,
-                created: row.created,
-                bytes: row.size.bytes,
-                inodes: row.size.inodes,
-            };
-            out.json(&rows.into_iter().map(view).collect::<Vec<_>>())?;
+            out.json(&rows.into_iter().map(views::SavePoint::from).collect::<Vec<_>>())?;
         } else {
             let line = |row: &vellum_store::SavePointRow| {
                 vec![row.name.to_string(), human::ago(row.created), human::size(row.size.bytes)]

@@ -1,14 +1,16 @@
 use crate::cli::Global;
 use crate::context;
-use crate::failure::{Result, io};
+use crate::failure::{Failure, Result, io};
 use clap::Args;
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::process::CommandExt as _;
 
 /// Run a command in the store's namespace
 ///
 /// An ordinary user's mounts are seen only there, and files there have the owners that containers see. As root
-/// the command runs as it is. Ends with the command's exit code.
+/// the command runs as it is. Ends with the command's exit code, or, as shells do, with 127 when there is no such command and 126 when
+/// it cannot be run.
 #[derive(Debug, Args)]
 pub(crate) struct Unshare {
     /// The command and its arguments [default: $SHELL]
@@ -24,6 +26,8 @@ impl Unshare {
         let mut words = command.iter();
         let program = words.next().cloned().unwrap_or_else(shell);
         let error = std::process::Command::new(&program).args(words).exec();
-        Err(io(format!("run {}", program.display()))(error))
+        let code = if error.kind() == ErrorKind::NotFound { 127 } else { 126 };
+        io(format!("run {}", program.display()))(error).tell();
+        Err(Failure::Told(code))
     }
 }

@@ -197,8 +197,7 @@ impl Walk<'_> {
                 return Ok(());
             }
         }
-        let offered = if offered.is_empty() { "none".into() } else { offered.join(", ") };
-        Err(Error::NoPlatform { part: inside.to_owned(), wanted: self.wanted.to_string(), offered })
+        Err(Error::no_platform(inside, &self.wanted, offered))
     }
 }
 

@@ -178,11 +178,7 @@ impl Archive {
         let fits = |image: &Image| image.platform.as_ref().is_none_or(|p| wanted.accepts(p));
         if !images.is_empty() && !images.iter().any(fits) {
             let offered = images.iter().filter_map(|image| Some(image.platform.as_ref()?.to_string()));
-            return Err(Error::NoPlatform {
-                part: self.files.shown().into(),
-                wanted: wanted.to_string(),
-                offered: offered.collect::<Vec<_>>().join(", "),
-            });
+            return Err(Error::no_platform(self.files.shown(), wanted, offered));
         }
         Ok(images.into_iter().filter(fits).collect())
     }

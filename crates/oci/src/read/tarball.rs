@@ -110,6 +110,9 @@ pub(crate) fn index(file: &File, archive: &str) -> Result<Index> {
         }
         at = end.div_ceil(BLOCK) * BLOCK;
     }
+    if at < length && length < at + BLOCK {
+        return Err(damaged(at, "a tar header is cut off: it ends early"));
+    }
     Ok(entries)
 }
 

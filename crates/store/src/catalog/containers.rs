@@ -23,6 +23,13 @@ pub(crate) struct Container {
     pub(crate) save_points: usize,
 }
 
+impl Container {
+    /// What people call it.
+    pub(crate) fn label(&self) -> String {
+        self.name.as_ref().map_or_else(|| self.id.short(), ToString::to_string)
+    }
+}
+
 const COLUMNS: &str = "
     SELECT c.id, c.name, c.image, l.driver, c.layer, l.parent, c.created, l.bytes, l.inodes, l.dirty,
            (SELECT count(*) FROM save_points s WHERE s.container = c.id),

@@ -213,6 +213,14 @@ pub(crate) fn added(tx: &Transaction<'_>, driver: &str, id: &ImageId) -> Result<
         .optional()?)
 }
 
+/// Whether an image or a container needs this configuration.
+pub(crate) fn config_needed(tx: &Transaction<'_>, image: &ImageId) -> Result<bool> {
+    let mut statement = tx.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM images WHERE id = ?1) OR EXISTS (SELECT 1 FROM containers WHERE image = ?1)",
+    )?;
+    Ok(statement.query_row([image.to_string()], |row| row.get(0))?)
+}
+
 /// The names of the configurations that images and containers need (a container's image may be gone).
 pub(crate) fn configs_needed(tx: &Transaction<'_>) -> Result<std::collections::BTreeSet<String>> {
     let mut statement = tx.prepare_cached("SELECT id FROM images UNION SELECT image FROM containers")?;

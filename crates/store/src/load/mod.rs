@@ -25,7 +25,7 @@ mod mend;
 mod unpack;
 
 pub(crate) use group::{NewNames, record_image};
-pub(crate) use unpack::{Filled, apply_stream};
+pub(crate) use unpack::{Filled, apply_stream, not_decompressed};
 
 use crate::catalog::{Durability, intents, layers};
 use crate::faults::point;
@@ -69,13 +69,13 @@ impl Store {
     /// reported is durable.
     ///
     /// # Errors
-    /// [`Code::Invalid`]: a digest is wrong, the configuration or an archive is; the error names the layer and the entry.
+    /// [`Code::Archive`]: a digest is wrong, the configuration or an archive is; the error names the layer and the entry.
     /// [`Code::Full`]: no space, or below the floor. In each case the store is as before.
     pub fn load_image(&self, input: ImageInput<'_>, progress: &dyn Progress) -> Result<LoadReport> {
         let facts = imageconfig::read(&input.config)?;
         if facts.diff_ids.len() != input.layers.len() {
             return Err(Error::new(
-                Code::Invalid,
+                Code::Archive,
                 "load the image",
                 format!(
                     "its configuration lists {} layers, and {} were given",

@@ -86,7 +86,7 @@ fn code_of_chain(error: &(dyn std::error::Error + 'static)) -> Code {
             return match crate::error::code_of(io) {
                 // Errors that the archive's readers make have no number of the system.
                 _ if io.raw_os_error().is_none() && io.get_ref().is_none_or(|e| e.source().is_none()) => {
-                    if io.kind() == std::io::ErrorKind::StorageFull { Code::Full } else { Code::Invalid }
+                    if io.kind() == std::io::ErrorKind::StorageFull { Code::Full } else { Code::Archive }
                 }
                 Code::NotFound | Code::Exists => Code::System,
                 code => code,
@@ -94,7 +94,15 @@ fn code_of_chain(error: &(dyn std::error::Error + 'static)) -> Code {
         }
         next = error.source();
     }
-    Code::Invalid
+    Code::Archive
+}
+
+/// A compression that is not known is no damage.
+pub(crate) fn not_decompressed(operation: &str, error: std::io::Error) -> Error {
+    if error.kind() == std::io::ErrorKind::Unsupported {
+        return Error::caused(Code::Unsupported, operation, error).with_hint("decompress it first");
+    }
+    Error::caused(Code::Archive, operation, error)
 }
 
 impl Load<'_> {
@@ -108,17 +116,16 @@ impl Load<'_> {
         point("store.load.created")?;
         let mut blob =
             BlobReader::open(self, job, facts, self.keep_blobs.then(|| temporary(self, job.index)))?;
-        let decoder =
-            Decoder::new(&mut blob).map_err(|e| Error::caused(Code::Invalid, "decompress the layer", e))?;
+        let decoder = Decoder::new(&mut blob).map_err(|e| not_decompressed("decompress the layer", e))?;
         let mut tar = BufReader::with_capacity(256 << 10, decoder);
         let filled = apply_stream(store, id, &mut tar)?;
         // What follows the archive inside the compressed stream belongs to the blob.
         std::io::copy(&mut tar, &mut std::io::sink())
-            .map_err(|e| Error::caused(Code::Invalid, "read the layer to its end", e))?;
+            .map_err(|e| Error::caused(Code::Archive, "read the layer to its end", e))?;
         drop(tar);
         if filled.diff_id != job.diff_id {
             return Err(Error::new(
-                Code::Invalid,
+                Code::Archive,
                 "verify the layer",
                 format!(
                     "its tar has the digest {}, and the image's configuration says {}",
@@ -241,7 +248,7 @@ impl<'a> BlobReader<'a> {
         std::io::copy(&mut self, &mut std::io::sink())
             .map_err(|e| Error::caused(Code::System, "read the layer's blob to its end", e))?;
         let declared = self.facts.as_ref();
-        let wrong = |reason: String| Err(Error::new(Code::Invalid, "verify the layer's blob", reason));
+        let wrong = |reason: String| Err(Error::new(Code::Archive, "verify the layer's blob", reason));
         if let Some(size) = declared.and_then(|f| f.size)
             && size != self.length
         {
