@@ -275,6 +275,39 @@ impl Driver for Overlay {
         Ok(())
     }
 
+    fn complete(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<Changed> {
+        let Some(folder) = self.home.folder(id)? else {
+            self.create(id, spec)?;
+            return Ok(Changed::Yes);
+        };
+        let chain = self.home.chain_on("create", spec.parent, self.features.max_layers)?;
+        let (hidden, nested) = self.home.inherited("create", spec.parent)?;
+        let failed = |error| Error::system("create", error).layer(id);
+        let recorded = matches!(self.home.record(id), Ok(Some(_)));
+        let mut changed = Changed::No;
+        if !spec.view {
+            for part in ["diff", "work"] {
+                let there = tree::open_dir(folder.as_fd(), OsStr::new(part)).is_ok();
+                let diff = ensure_folder(&folder, part, if part == "diff" { 0o755 } else { 0o700 })
+                    .map_err(failed)?;
+                // An empty root may have come without its attributes; one that was written to has those it should have.
+                let empty = !there || (!recorded && tree::read_dir(diff.as_fd()).map_err(failed)?.is_empty());
+                if let (true, "diff", Some(parent)) = (empty, part, spec.parent) {
+                    self.like_parent(id, parent)?;
+                }
+                if !there {
+                    changed = Changed::Yes;
+                }
+            }
+        }
+        if !recorded {
+            let kind = if spec.view { Kind::View } else { Kind::Active };
+            self.home.write_record(id, &Record { kind, chain, hidden, nested })?;
+            changed = Changed::Yes;
+        }
+        Ok(changed)
+    }
+
     fn target(&self, id: LayerId) -> Result<Box<dyn Target>> {
         self.home.active("unpack", id)?;
         let options = FolderOptions {

@@ -200,6 +200,20 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// - [`ErrorKind::Unsupported`]: an option that this driver does not have here.
     fn create(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()>;
 
+    /// Makes what is missing of a layer that [`Driver::create`] made with the same `spec` and that no barrier followed: a power cut may have
+    /// taken it whole, or parts of it. What is there stays, whatever was written to it since. With [`Ability::InstantCreate`] only;
+    /// the caller holds the layer's lock alone.
+    ///
+    /// # Errors
+    /// As [`Driver::create`], but not [`ErrorKind::Exists`]; [`ErrorKind::Damaged`]: what is there cannot be made whole.
+    fn complete(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<Changed> {
+        if self.stat(id)?.is_some() {
+            return Ok(Changed::No);
+        }
+        self.create(id, spec)?;
+        Ok(Changed::Yes)
+    }
+
     /// Where an archive is unpacked into the active layer `id`. One at a time for a layer.
     ///
     /// With a parent given at create the target may look at the parent's tree; without, what needs it is left to

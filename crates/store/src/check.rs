@@ -111,6 +111,7 @@ impl Store {
         if self.read_only.is_none() {
             let owners = self.catalog.read(intents::owners)?;
             recovery::take_over_dead(self, &owners)?;
+            self.settle_fresh()?;
         }
         found.extend(self.check_images()?);
         found.extend(self.check_layers(progress)?);
@@ -348,7 +349,7 @@ impl Store {
                     None => true,
                 };
                 let image = match &one.image {
-                    Some((driver, id)) => images::get(tx, driver, id)?.is_some(),
+                    Some((driver, id)) => images::exists(tx, driver, id)?,
                     None => true,
                 };
                 keep.push(layer && image);

@@ -1,6 +1,6 @@
 //! Containers: made, mounted, looked at, removed.
 //!
-//! **Create**
+//! **Create**, where the driver makes a layer in a few system calls: one durable transaction ([`crate::fresh`]). Elsewhere:
 //! 1. Intent (not synced): a layer `staging` on the image's top layer, and the container's row, which takes the name.
 //! 2. `layers/<driver>/<id>/layer.json`; the driver makes the layer.
 //! 3. The driver syncs the layer's few files.
@@ -21,6 +21,7 @@ use crate::layerfiles::{ContainerFile, LayerFile};
 use crate::locks::{Hold, LayerLock, Owner};
 use crate::{Code, ContainerRow, CreateOptions, Error, Result, Store, Unmounted, files};
 use jiff::Timestamp;
+use rusqlite::Transaction;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vellum_archive::target::{LayerPath, Usage};
@@ -36,8 +37,31 @@ impl Store {
         let id = vellum_sys::random::bytes::<32>()
             .map(ContainerId::from_bytes)
             .map_err(|e| Error::io("draw a random number", "getrandom", e))?;
-        self.operate(|owner| self.create_container_as(owner, id, image, &options))?;
+        if self.makes_fresh(&options.storage) {
+            self.create_fresh_container(id, image, &options)?;
+        } else {
+            self.operate(|owner| self.create_container_as(owner, id, image, &options))?;
+        }
         Ok(id)
+    }
+
+    fn create_fresh_container(
+        &self,
+        id: ContainerId,
+        image: &ImageId,
+        options: &CreateOptions,
+    ) -> Result<()> {
+        let created = Timestamp::now();
+        let base = |tx: &Transaction<'_>| containers::base_for(tx, self.driver.name(), image);
+        self.make_fresh(Role::Container, false, base, |tx, layer, parent| {
+            if let Some(name) = &options.name {
+                containers::name_is_free(tx, name)?;
+            }
+            containers::add(tx, &id, options.name.as_ref(), image, layer, created)?;
+            let whose =
+                ContainerFile { id, name: options.name.clone(), image: *image, created, save_point: None };
+            Ok(layer_file(layer, Role::Container, parent, created, Some(whose)))
+        })
     }
 
     fn create_container_as(
@@ -202,7 +226,7 @@ impl Store {
     /// # Errors
     /// [`Code::NotFound`]; [`Code::InUse`].
     pub fn remove_container(&self, container: &ContainerId, force: bool) -> Result<()> {
-        let (row, lock) = self.locked(container, Hold::Alone)?;
+        let (row, lock) = self.locked_as_it_is(container, Hold::Alone)?;
         if self.mounter.mounted(row.layer).map_err(Error::from)?.is_some() {
             if !force {
                 return Err(Error::new(
@@ -226,7 +250,7 @@ impl Store {
                 removed.extend(layers::get(tx, id)?);
                 layers::remove(tx, id, Some(owner.id))?;
             }
-            if images::get(tx, &row.driver, &row.image)?.is_none() {
+            if !images::exists(tx, &row.driver, &row.image)? {
                 let mut lives = self.others_live(owner.id);
                 removed.extend(layers::release_chain(tx, row.parent, owner.id, &mut lives)?);
             }
@@ -243,8 +267,19 @@ impl Store {
         Ok(())
     }
 
-    /// The container's row, with its layer's folder locked, such that the row is still true.
+    /// The container's row, with its layer's folder locked, such that the row is still true and the layer whole.
     pub(crate) fn locked(
+        &self,
+        container: &ContainerId,
+        hold: Hold,
+    ) -> Result<(containers::Container, LayerLock)> {
+        let (row, lock) = self.locked_as_it_is(container, hold)?;
+        self.make_container_whole(&row)?;
+        Ok((row, lock))
+    }
+
+    /// As [`Store::locked`], whether the layer is whole or not.
+    fn locked_as_it_is(
         &self,
         container: &ContainerId,
         hold: Hold,

@@ -31,12 +31,20 @@ impl Store {
         self.catalog.read(|tx| images::find(tx, self.driver.name(), reference))
     }
 
+    /// As [`Store::find_image`], the id alone: cheaper, because nothing is added up.
+    ///
+    /// # Errors
+    /// As [`Store::find_image`].
+    pub fn image_id(&self, reference: &str) -> Result<ImageId> {
+        self.catalog.read(|tx| images::resolve(tx, self.driver.name(), reference))
+    }
+
     /// The configuration, byte for byte.
     ///
     /// # Errors
     /// [`Code::NotFound`]; [`Code::Damaged`] when its bytes do not have its digest any more.
     pub fn image_config(&self, image: &ImageId) -> Result<Vec<u8>> {
-        if self.catalog.read(|tx| images::get(tx, self.driver.name(), image))?.is_none() {
+        if !self.catalog.read(|tx| images::exists(tx, self.driver.name(), image))? {
             return Err(Error::not_found("image", image.short()));
         }
         self.read_config(image)

@@ -201,7 +201,7 @@ impl Store {
     /// image write in the order in which they commit).
     pub(crate) fn follow_image(&self, tx: &Transaction<'_>, driver: &str, id: &ImageId) -> Result<()> {
         let folder = self.layout.images().join(driver);
-        if images::get(tx, driver, id)?.is_none() {
+        if !images::exists(tx, driver, id)? {
             return files::remove_any(&folder.join(ImageFile::name(id)));
         }
         crate::layout::make_folder(&folder)?;

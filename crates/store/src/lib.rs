@@ -45,7 +45,7 @@
 //! | operation | killed before ready | killed after | a power cut before ready | after |
 //! |---|---|---|---|---|
 //! | load | intents rolled back at the next open; layers of earlier groups stay ready, the next load uses them, `gc` takes them | image there | the same, or the intents are lost too: folders in no row, swept at boot and by `gc` | image there, and verifies |
-//! | create | container and layer rolled back | there | the same | there |
+//! | create | nothing in the catalog; files under an id that the next layer gets ([`fresh`]) | there | the same | there, made whole |
 //! | commit, import | layer rolled back; a configuration in no row is taken by `gc` | there | the same | there |
 //! | snapshot | save point and copy rolled back | there | the same | there |
 //! | rollback | the container has its old layer; the copy is rolled back | it has the new one; the old one's removal is finished at the next open | as killed before | as killed after |
@@ -64,6 +64,7 @@ mod error;
 mod faults;
 mod files;
 mod findings;
+mod fresh;
 mod gc;
 mod id;
 mod imageconfig;

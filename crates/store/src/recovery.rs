@@ -9,6 +9,7 @@
 //! | a layer `removing`, its owner dead | killed after the removal was reported, or in the row above | moved to the trash, row forgotten |
 //! | a damaged layer with a successor, whose owner is dead | killed while it was replaced | the replacement is finished; taken back if something was mounted meanwhile ([`crate::mend`]) |
 //! | pins of a dead owner | killed load | deleted; its ready layers stay until `gc`, and the next load of them finds them |
+//! | a fresh layer that is not whole | made without a sync before a power cut | made whole at its next use, or at boot ([`crate::fresh`]) |
 //! | a folder without a row | power cut took the intent away | moved to the trash; at boot and by `gc` |
 //! | files without a row in `config`, `images`, `blobs` | killed before the row was committed | deleted by `gc` |
 //! | files in `tmp` of dead owners, locks of dead owners | killed | deleted; at boot and by `gc` |
@@ -89,6 +90,7 @@ fn after_boot(store: &Store, boot: &str) -> Result<()> {
     sweep_temporary(store, false)?;
     locks::remove_dead_owners(&store.layout, false)?;
     point("store.sweep.files")?;
+    store.settle_fresh()?;
     store.catalog.write(Durability::Normal, |tx| {
         containers::distrust_usage(tx)?;
         schema::set(tx, "boot", boot)
@@ -140,7 +142,7 @@ pub(crate) fn sweep_folders(store: &Store, dry_run: bool) -> Result<Vec<GcItem>>
     Ok(items)
 }
 
-fn remove_orphan(store: &Store, driver: &str, id: LayerId) -> Result<bool> {
+pub(crate) fn remove_orphan(store: &Store, driver: &str, id: LayerId) -> Result<bool> {
     store.catalog.write(Durability::Normal, |tx| {
         if layers::get(tx, id)?.is_some_and(|layer| layer.driver == driver) {
             return Ok(false);

@@ -11,6 +11,7 @@ use crate::faults::point;
 use crate::layerfiles::{LayerFile, SnapshotFile};
 use crate::{Code, Error, Result, Store};
 use jiff::Timestamp;
+use rusqlite::Transaction;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use vellum_archive::target::{Joints, Usage};
@@ -103,24 +104,21 @@ impl Snapshots<'_> {
         let store = self.store;
         let driver = store.driver.name();
         let created = Timestamp::now();
-        store.operate(|owner| {
-            let (layer, below) = store.catalog.write(Durability::Normal, |tx| {
-                let below = parent.map(|parent| self.committed(tx, parent)).transpose()?.map(|row| row.layer);
-                let layer = layers::stage(tx, driver, Role::Snapshot, owner.id, below, None)?;
-                let new = snapshots::NewSnapshot {
-                    namespace: &self.namespace,
-                    key,
-                    kind,
-                    parent,
-                    layer,
-                    labels,
-                    created,
-                };
-                snapshots::add(tx, &new)?;
-                Ok((layer, below))
-            })?;
-            point("store.prepare.intent")?;
-            let folder = store.make_layer_folder(driver, layer)?;
+        let view = kind == SnapshotKind::View;
+        let base = |tx: &Transaction<'_>| -> Result<Option<LayerId>> {
+            Ok(parent.map(|parent| self.committed(tx, parent)).transpose()?.map(|row| row.layer))
+        };
+        let add = |tx: &Transaction<'_>, layer: LayerId, below: Option<LayerId>| {
+            let new = snapshots::NewSnapshot {
+                namespace: &self.namespace,
+                key,
+                kind,
+                parent,
+                layer,
+                labels,
+                created,
+            };
+            snapshots::add(tx, &new)?;
             let mut file = layer_file(layer, Role::Snapshot, below, created, None);
             file.snapshot = Some(SnapshotFile {
                 namespace: self.namespace.clone(),
@@ -130,8 +128,21 @@ impl Snapshots<'_> {
                 labels: labels.clone(),
                 created,
             });
+            Ok(file)
+        };
+        if store.makes_fresh(&[]) {
+            store.make_fresh(Role::Snapshot, view, base, add)?;
+            return self.stat(key);
+        }
+        store.operate(|owner| {
+            let (layer, below, file) = store.catalog.write(Durability::Normal, |tx| {
+                let below = base(tx)?;
+                let layer = layers::stage(tx, driver, Role::Snapshot, owner.id, below, None)?;
+                Ok((layer, below, add(tx, layer, below)?))
+            })?;
+            point("store.prepare.intent")?;
+            let folder = store.make_layer_folder(driver, layer)?;
             file.write(&folder)?;
-            let view = kind == SnapshotKind::View;
             store.create_layer(layer, &CreateSpec { parent: below, view, options: &[] })?;
             store.driver.sync(layer)?;
             crate::files::sync_folder(&folder, &[LayerFile::NAME])?;
@@ -144,7 +155,7 @@ impl Snapshots<'_> {
         self.stat(key)
     }
 
-    fn committed(&self, tx: &rusqlite::Transaction<'_>, key: &str) -> Result<SnapshotRow> {
+    fn committed(&self, tx: &Transaction<'_>, key: &str) -> Result<SnapshotRow> {
         let row = snapshots::get(tx, &self.namespace, key)?;
         if row.kind == SnapshotKind::Committed {
             return Ok(row);
@@ -182,6 +193,7 @@ impl Snapshots<'_> {
         let parent = row.parent.as_deref().or(parent);
         let below = layer.parent.or(below);
         let driver = store.driver_named(&layer.driver)?;
+        store.make_whole(layer.id)?;
         let barrier = crate::layout::open_folder(store.layout.root())?;
         let _ = driver.commit(row.layer, below, &Joints::default())?;
         point("store.commit-snapshot.joined")?;
@@ -194,6 +206,7 @@ impl Snapshots<'_> {
         store.catalog.write(Durability::Full, |tx| {
             snapshots::commit(tx, &self.namespace, key, name, parent, labels)?;
             layers::set_parent(tx, row.layer, below)?;
+            layers::settled(tx, row.layer)?;
             layers::set_usage(tx, row.layer, Some(usage))
         })?;
         point("store.commit-snapshot.done")?;
@@ -207,6 +220,7 @@ impl Snapshots<'_> {
     /// [`Code::NotFound`]; the driver's.
     pub fn mounts(&self, key: &str, options: &MountOptions) -> Result<MountPlan> {
         let row = self.stat(key)?;
+        self.store.make_whole(row.layer)?;
         Ok(self.driver_of(&row)?.mounts(row.layer, options)?)
     }
 
@@ -263,7 +277,10 @@ impl Snapshots<'_> {
         let layer = self.store.catalog.read(|tx| layers::get(tx, row.layer))?;
         match layer {
             Some(layer) if row.kind == SnapshotKind::Committed && !layer.dirty => Ok(layer.usage),
-            _ => Ok(self.driver_of(&row)?.usage(row.layer)?),
+            _ => {
+                self.store.make_whole(row.layer)?;
+                Ok(self.driver_of(&row)?.usage(row.layer)?)
+            }
         }
     }
 

@@ -14,6 +14,8 @@ use std::process::{Command, Stdio};
 use vellum_driver::MountOptions;
 use vellum_store::*;
 
+/// The driver of the child that has a full disk.
+const FULL: &str = "VELLUM_TEST_FULL";
 const CHILD: &str = "VELLUM_TEST_CHILD";
 const LOG: &str = "done";
 
@@ -235,12 +237,25 @@ fn assert_no_leak(store: &Store, place: &Place, at: &str) {
     assert!(locks.iter().all(|name| !name.starts_with("owner")), "{locks:?}, killed at {at}");
 }
 
+/// Whether the driver's way of making containers passes the point: at once, or with an intent.
+fn on_the_way_of(driver: &str, fault: &str) -> bool {
+    let instant = driver == "overlay";
+    match fault.split('.').nth(1) {
+        Some("fresh") => instant,
+        Some("create" | "prepare") => !instant,
+        _ => true,
+    }
+}
+
 fn campaign(test: &str, driver: &str) {
     // A layer is mended twice: from a kept blob, and by a load.
     let again =
         FAULT_POINTS.iter().filter(|fault| fault.starts_with("store.mend")).map(|fault| format!("{fault}:2"));
     for fault in FAULT_POINTS.iter().map(|fault| (*fault).to_owned()).chain(again) {
         let fault = &*fault;
+        if !on_the_way_of(driver, fault) {
+            continue;
+        }
         let Some(place) = Place::new(test, driver) else { return };
         let dir = place.dir.as_ref().unwrap().path();
         // A first process dies with an intent, so that the second has something to take over. It dies before the image is there,
@@ -266,14 +281,16 @@ fn root_a_full_disk_at_any_point_is_an_error_and_the_store_goes_on() {
     let test = "root_a_full_disk_at_any_point_is_an_error_and_the_store_goes_on";
     for fault in FAULT_POINTS
         .iter()
-        .filter(|fault| fault.starts_with("store.load") || fault.starts_with("store.create"))
+        .filter(|fault| ["store.load", "store.create", "store.fresh"].iter().any(|at| fault.starts_with(at)))
         .filter(|fault| **fault != "store.load.mend-intent")
     {
-        let Some(place) = Place::new(test, "overlay") else { return };
+        let driver = if on_the_way_of("overlay", fault) { "overlay" } else { "vfs" };
+        let Some(place) = Place::new(test, driver) else { return };
         let dir = place.dir.as_ref().unwrap().path();
         let status = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child_with_a_full_disk", "--nocapture"])
             .env(CHILD, dir)
+            .env(FULL, driver)
             .env(vellum_sys::fault::VARIABLE, format!("{fault}=ENOSPC"))
             .stdout(Stdio::null())
             .status()
@@ -291,7 +308,8 @@ fn child_with_a_full_disk() {
     if dir.contains(':') {
         return;
     }
-    let store = Store::open(&options(Path::new(&dir), "overlay")).unwrap();
+    let Ok(driver) = std::env::var(FULL) else { return };
+    let store = Store::open(&options(Path::new(&dir), &driver)).unwrap();
     let image = Image::simple();
     let mut failed = 0;
     let mut full = |e: Error| {

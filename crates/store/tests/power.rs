@@ -169,6 +169,10 @@ fn cut(test: &str, mkfs: &[&str], mib: u64) {
         rustix::fs::ioctl_ficlone(&to, std::fs::File::open(&image).unwrap()).unwrap();
         cuts.push((clone, reported));
     }
+    let enough = || std::fs::read_to_string(&log).is_ok_and(|log| log.lines().count() > 10);
+    while !enough() && begin.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert!(child.try_wait().unwrap().is_none(), "the child ended after {:?}", begin.elapsed());
     child.kill().unwrap();
     child.wait().unwrap();

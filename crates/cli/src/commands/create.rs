@@ -30,8 +30,8 @@ impl Create {
         };
         let storage = self.storage_opt.iter().map(option).collect::<Result<_>>()?;
         let store = context::open(global)?;
-        let image = store.find_image(&self.image)?;
-        let made = store.create_container(&image.id, CreateOptions { name: self.name.clone(), storage });
+        let image = store.image_id(&self.image)?;
+        let made = store.create_container(&image, CreateOptions { name: self.name.clone(), storage });
         say(made.map_err(|error| match error.code() {
             // The driver knows of layers only.
             Code::Unsupported => during(format!("make a container of {}", self.image))(error.into()),

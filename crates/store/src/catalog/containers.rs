@@ -1,6 +1,6 @@
 //! Rows of containers and save points.
 
-use super::{layer_id, layers, nanoseconds, parsed, parsed_or_none, size, time};
+use super::{layer_id, nanoseconds, parsed, parsed_or_none, size, time};
 use crate::{Code, Error, Result, SavePointRow};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
@@ -21,6 +21,8 @@ pub(crate) struct Container {
     /// As last measured; `None` when that is out of date.
     pub(crate) usage: Option<Usage>,
     pub(crate) save_points: usize,
+    /// Its layer was made without a sync (see [`crate::fresh`]).
+    pub(crate) fresh: bool,
 }
 
 impl Container {
@@ -33,7 +35,7 @@ impl Container {
 const COLUMNS: &str = "
     SELECT c.id, c.name, c.image, l.driver, c.layer, l.parent, c.created, l.bytes, l.inodes, l.dirty,
            (SELECT count(*) FROM save_points s WHERE s.container = c.id),
-           (SELECT min(n.name) FROM names n WHERE n.driver = l.driver AND n.image = c.image)
+           (SELECT min(n.name) FROM names n WHERE n.driver = l.driver AND n.image = c.image), l.fresh
       FROM containers c JOIN layers l ON l.id = c.layer
      WHERE l.state = 'ready'";
 
@@ -51,6 +53,7 @@ fn of_row(row: &Row<'_>) -> rusqlite::Result<Container> {
         created: time(row, 6)?,
         usage: (!dirty).then_some(usage),
         save_points: row.get::<_, i64>(10)?.try_into().unwrap_or(0),
+        fresh: row.get(12)?,
     })
 }
 
@@ -81,8 +84,15 @@ pub(crate) fn get_bare(tx: &Transaction<'_>, id: &ContainerId) -> Result<bool> {
 
 /// By name, id, or unambiguous beginning of an id.
 pub(crate) fn find(tx: &Transaction<'_>, reference: &str) -> Result<Container> {
-    let mut statement = tx.prepare_cached(&format!("{COLUMNS} AND c.name = ?1"))?;
-    if let Some(found) = statement.query_row([reference], of_row).optional()? {
+    let named: Option<String> = tx
+        .prepare_cached("SELECT id FROM containers WHERE name = ?1")?
+        .query_row([reference], |row| row.get(0))
+        .optional()?;
+    // One statement serves every way of asking: preparing it costs more than running it.
+    let mut of_id = tx.prepare_cached(&format!("{COLUMNS} AND c.id = ?1"))?;
+    if let Some(id) = named
+        && let Some(found) = of_id.query_row([id], of_row).optional()?
+    {
         return Ok(found);
     }
     let missing = || Error::not_found("container", reference).with_hint("`vellum ps` lists what there is");
@@ -90,9 +100,14 @@ pub(crate) fn find(tx: &Transaction<'_>, reference: &str) -> Result<Container> {
     if reference.is_empty() || reference.len() > 64 || !reference.bytes().all(hex) {
         return Err(missing());
     }
-    let mut statement = tx.prepare_cached(&format!("{COLUMNS} AND c.id GLOB ?1 LIMIT 2"))?;
-    let mut found: Vec<Container> =
-        statement.query_map([format!("{reference}*")], of_row)?.collect::<std::result::Result<_, _>>()?;
+    if reference.len() == 64 {
+        return of_id.query_row([reference], of_row).optional()?.ok_or_else(missing);
+    }
+    let mut statement = tx.prepare_cached(&format!("{COLUMNS} AND c.id >= ?1 AND c.id < ?2 LIMIT 2"))?;
+    // 'g' follows the last digit.
+    let mut found: Vec<Container> = statement
+        .query_map([reference, &format!("{reference}g")], of_row)?
+        .collect::<std::result::Result<_, _>>()?;
     match (found.len(), found.pop()) {
         (1, Some(container)) => Ok(container),
         (0, _) => Err(missing()),
@@ -251,8 +266,10 @@ pub(crate) fn counts(tx: &Transaction<'_>) -> Result<(usize, usize, usize)> {
 
 /// The image layer that a container of this image lies on; fails when there is no such image.
 pub(crate) fn base_for(tx: &Transaction<'_>, driver: &str, image: &ImageId) -> Result<Option<LayerId>> {
-    super::images::get(tx, driver, image)?.ok_or_else(|| Error::not_found("image", image.short()))?;
-    let top = layers::of_image(tx, driver, &image.to_string())?.last().map(|layer| layer.id);
+    if !super::images::exists(tx, driver, image)? {
+        return Err(Error::not_found("image", image.short()));
+    }
+    let top = super::images::top(tx, driver, image)?;
     super::damage::refuse(tx, top, "make a container")?;
     Ok(top)
 }

@@ -132,6 +132,25 @@ pub(crate) fn all(tx: &Transaction<'_>, driver: &str) -> Result<Vec<ImageRow>> {
     Ok(images)
 }
 
+/// Whether there is such an image.
+pub(crate) fn exists(tx: &Transaction<'_>, driver: &str, id: &ImageId) -> Result<bool> {
+    let found: Option<i64> = tx
+        .prepare_cached("SELECT 1 FROM images WHERE driver = ?1 AND id = ?2")?
+        .query_row(params![driver, id.to_string()], |row| row.get(0))
+        .optional()?;
+    Ok(found.is_some())
+}
+
+/// The image's topmost layer; `None` for an image without layers.
+pub(crate) fn top(tx: &Transaction<'_>, driver: &str, id: &ImageId) -> Result<Option<LayerId>> {
+    Ok(tx
+        .prepare_cached(
+            "SELECT layer FROM image_layers WHERE driver = ?1 AND image = ?2 ORDER BY position DESC LIMIT 1",
+        )?
+        .query_row(params![driver, id.to_string()], |row| super::layer_id(row, 0))
+        .optional()?)
+}
+
 /// One image.
 pub(crate) fn get(tx: &Transaction<'_>, driver: &str, id: &ImageId) -> Result<Option<ImageRow>> {
     let id = id.to_string();
@@ -145,11 +164,17 @@ pub(crate) fn get(tx: &Transaction<'_>, driver: &str, id: &ImageId) -> Result<Op
 
 /// By name, id, or unambiguous beginning of an id, with or without the algorithm.
 pub(crate) fn find(tx: &Transaction<'_>, driver: &str, reference: &str) -> Result<ImageRow> {
+    let id = resolve(tx, driver, reference)?;
+    get(tx, driver, &id)?.ok_or_else(|| Error::not_found("image", reference))
+}
+
+/// As [`find`], the id alone.
+pub(crate) fn resolve(tx: &Transaction<'_>, driver: &str, reference: &str) -> Result<ImageId> {
     let missing = || Error::not_found("image", reference).with_hint("`vellum images` lists what there is");
     if let Ok(name) = reference.parse::<ImageName>()
         && let Some(id) = named(tx, driver, &name)?
     {
-        return get(tx, driver, &id)?.ok_or_else(missing);
+        return Ok(id);
     }
     let hex = reference.strip_prefix("sha256:").unwrap_or(reference);
     if hex.is_empty()
@@ -159,13 +184,14 @@ pub(crate) fn find(tx: &Transaction<'_>, driver: &str, reference: &str) -> Resul
         return Err(missing());
     }
     let mut statement =
-        tx.prepare_cached("SELECT id FROM images WHERE driver = ?1 AND id GLOB ?2 LIMIT 2")?;
+        tx.prepare_cached("SELECT id FROM images WHERE driver = ?1 AND id >= ?2 AND id < ?3 LIMIT 2")?;
+    // 'g' follows the last digit.
     let found: Vec<ImageId> = statement
-        .query_map(params![driver, format!("sha256:{hex}*")], |row| parsed(row, 0))?
+        .query_map(params![driver, format!("sha256:{hex}"), format!("sha256:{hex}g")], |row| parsed(row, 0))?
         .collect::<std::result::Result<_, _>>()?;
     match found[..] {
         [] => Err(missing()),
-        [id] => get(tx, driver, &id)?.ok_or_else(missing),
+        [id] => Ok(id),
         _ => Err(Error::new(
             Code::Invalid,
             format!("find the image '{reference}'"),

@@ -70,6 +70,8 @@ pub(crate) struct Layer {
     pub(crate) tar_size: u64,
     /// The recorded usage of a writable layer is out of date.
     pub(crate) dirty: bool,
+    /// It was made without a sync (see [`crate::fresh`]).
+    pub(crate) fresh: bool,
     pub(crate) blob: Option<BlobFacts>,
     pub(crate) created: Timestamp,
     pub(crate) owner: Option<OwnerId>,
@@ -79,7 +81,7 @@ pub(crate) struct Layer {
 
 /// The columns of [`Layer`], in order.
 const COLUMNS: &str = "id, driver, role, state, parent, chain_id, diff_id, bytes, inodes, tar_size, dirty, blob, \
-                       blob_size, blob_type, created, owner, recipe";
+                       blob_size, blob_type, created, owner, recipe, fresh";
 
 fn of_row(row: &Row<'_>) -> rusqlite::Result<Layer> {
     let blob: Option<Digest> = parsed_or_none(row, 11)?;
@@ -106,6 +108,7 @@ fn of_row(row: &Row<'_>) -> rusqlite::Result<Layer> {
         created: time(row, 14)?,
         owner: row.get::<_, Option<i64>>(15)?.map(OwnerId),
         recipe: parsed_or_none(row, 16)?,
+        fresh: row.get(17)?,
     })
 }
 
@@ -175,6 +178,39 @@ pub(crate) fn stage(
         owner.0,
     ])?;
     Ok(id)
+}
+
+/// A writable layer or a view that is ready by the time the transaction is, and whose files are not synced.
+pub(crate) fn add_fresh(
+    tx: &Transaction<'_>,
+    driver: &str,
+    role: Role,
+    parent: Option<LayerId>,
+) -> Result<LayerId> {
+    let id = next_id(tx)?;
+    tx.prepare_cached(
+        "INSERT INTO layers (id, driver, role, state, parent, dirty, fresh, created) \
+         VALUES (?1, ?2, ?3, 'ready', ?4, 1, 1, ?5)",
+    )?
+    .execute(params![
+        id.get(),
+        driver,
+        role.name(),
+        parent.map(LayerId::get),
+        nanoseconds(Timestamp::now()),
+    ])?;
+    Ok(id)
+}
+
+/// All layers that were made without a sync and not known to be on the disk since.
+pub(crate) fn fresh(tx: &Transaction<'_>) -> Result<Vec<Layer>> {
+    query(tx, "WHERE fresh AND state = 'ready' ORDER BY id", [])
+}
+
+/// The layer is on the disk by now.
+pub(crate) fn settled(tx: &Transaction<'_>, id: LayerId) -> Result<()> {
+    tx.prepare_cached("UPDATE layers SET fresh = 0 WHERE id = ?1")?.execute([id.get()])?;
+    Ok(())
 }
 
 fn next_id(tx: &Transaction<'_>) -> Result<LayerId> {

@@ -30,7 +30,7 @@
 //! - Every write is BEGIN IMMEDIATE, behind the lock `locks/write`, on which the kernel queues writers: SQLite's own
 //!   busy handler sleeps and is unfair.
 //! - Reads are short transactions; nothing slow happens inside one, because a reader pins the log.
-//! - The log is checkpointed by writers when it has a megabyte, never at a command's end; opening a store reads the log
+//! - The log is checkpointed by writers when it has 64 pages, never at a command's end; opening a store reads the log
 //!   once, so it must stay small.
 
 pub(crate) mod containers;
@@ -114,7 +114,7 @@ impl Catalog {
         connection.set_prepared_statement_cache_capacity(64);
         connection.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         connection.execute_batch(
-            "PRAGMA foreign_keys = ON; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 256;
+            "PRAGMA foreign_keys = ON; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 64;
              PRAGMA journal_size_limit = 1048576; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;",
         )?;
         if self.read_only {

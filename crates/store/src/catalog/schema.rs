@@ -32,7 +32,7 @@ CREATE TABLE meta (
 
 -- Layers of every kind. `parent` is set by the time the layer is ready; `owner` is the operation that made the intent
 -- (staging) or the removal; `bytes` and `inodes` are what it takes by itself (of a writable layer: as last
--- measured, and wrong when `dirty`).
+-- measured, and wrong when `dirty`). A `fresh` one was made without a sync: what a power cut took of it is made again.
 CREATE TABLE layers (
     id       INTEGER PRIMARY KEY,
     driver   TEXT    NOT NULL,
@@ -45,6 +45,7 @@ CREATE TABLE layers (
     inodes   INTEGER NOT NULL DEFAULT 0,
     tar_size INTEGER NOT NULL DEFAULT 0,
     dirty    INTEGER NOT NULL DEFAULT 0,
+    fresh    INTEGER NOT NULL DEFAULT 0,
     recipe   TEXT,
     blob     TEXT,
     blob_size INTEGER,

@@ -1,0 +1,138 @@
+//! Writable layers and views made with one sync.
+//!
+//! A new container is an empty layer: nothing of it is worth a sync but the fact that it exists. So where the driver makes a layer in a few
+//! system calls ([`Ability::InstantCreate`]), it is made inside the one durable transaction that records it, marked `fresh`, and its files
+//! come to the disk when the kernel writes them. What a power cut takes of them is made again, empty as it was; what the container
+//! wrote and synced is kept.
+//!
+//! **Make**
+//! 1. In one write transaction: the row (`ready`, `fresh`) and the rows of what is to have the layer; `layer.json`; the driver makes it.
+//! 2. The transaction is committed, durably. Reported.
+//!
+//! | dies | left | by whom it goes |
+//! |---|---|---|
+//! | in 1 | files under an id that no row names and that the next layer gets | the next one made, the sweep at boot, `gc` |
+//! | after 2, power | the row, and of the files what was written | made whole at the next use, or at boot |
+//!
+//! **Use** ([`Store::make_whole`]): a fresh layer is looked at before each use (a few opens), and what is missing is made inside a write transaction,
+//! so that two do not make it at once.
+//!
+//! **Boot**: all fresh layers are made whole, one barrier brings them to the disk, and they are fresh no more.
+
+use crate::catalog::layers::{self, Layer, Role};
+use crate::catalog::{Durability, containers};
+use crate::faults::point;
+use crate::layerfiles::LayerFile;
+use crate::{Code, Error, Result, Store, recovery};
+use rusqlite::Transaction;
+use vellum_driver::{Ability, CreateSpec, Driver, ErrorKind, Kind};
+use vellum_types::LayerId;
+
+impl Store {
+    /// Whether a new layer may be made without a sync of its files. Options would have to be remembered.
+    pub(crate) fn makes_fresh(&self, options: &[(String, String)]) -> bool {
+        options.is_empty() && self.driver.capabilities().has(Ability::InstantCreate)
+    }
+
+    /// Makes a writable layer, or a view, on what `parent` finds. `holder` adds the rows of what is to have it, and gives its `layer.json`.
+    pub(crate) fn make_fresh(
+        &self,
+        role: Role,
+        view: bool,
+        parent: impl FnOnce(&Transaction<'_>) -> Result<Option<LayerId>>,
+        holder: impl FnOnce(&Transaction<'_>, LayerId, Option<LayerId>) -> Result<LayerFile>,
+    ) -> Result<()> {
+        let driver = self.driver.name();
+        let mut made = None;
+        let result = self.catalog.write(Durability::Full, |tx| {
+            let parent = parent(tx)?;
+            let id = layers::add_fresh(tx, driver, role, parent)?;
+            let file = holder(tx, id, parent)?;
+            point("store.fresh.begin")?;
+            made = Some(id);
+            file.write(&self.make_layer_folder(driver, id)?)?;
+            self.create_layer(id, &CreateSpec { parent, view, options: &[] })?;
+            point("store.fresh.made")?;
+            if role == Role::Container {
+                layers::set_usage(tx, id, Some(self.driver.usage(id)?))?;
+            }
+            Ok(())
+        });
+        if let (Err(_), Some(id)) = (&result, made) {
+            // The error is what the caller hears; what stays is garbage, and swept.
+            let _ = recovery::remove_orphan(self, driver, id);
+            self.empty_trash_later();
+        }
+        result?;
+        point("store.fresh.done")
+    }
+
+    /// Makes what a power cut took of a fresh layer.
+    pub(crate) fn make_whole(&self, id: LayerId) -> Result<()> {
+        let Some(layer) = self.catalog.read(|tx| layers::get(tx, id))? else { return Ok(()) };
+        if !layer.fresh || self.read_only.is_some() {
+            return Ok(());
+        }
+        let driver = self.driver_named(&layer.driver)?;
+        if self.is_whole(&*driver, id)? {
+            return Ok(());
+        }
+        self.catalog.write(Durability::Normal, |tx| {
+            // Whoever was here before has made it, or has taken it away.
+            let now = layers::get(tx, id)?.filter(|now| now.fresh && now.state == layers::State::Ready);
+            match now {
+                Some(layer) => self.complete(tx, &*driver, &layer),
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn is_whole(&self, driver: &dyn Driver, id: LayerId) -> Result<bool> {
+        match driver.stat(id) {
+            Ok(None) => return Ok(false),
+            Err(e) if e.kind == ErrorKind::Damaged => return Ok(false),
+            Ok(Some(_)) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let folder = self.layout.layer(driver.name(), id);
+        Ok(driver.check(id)?.is_empty() && matches!(LayerFile::read(&folder), Ok(Some(_))))
+    }
+
+    fn complete(&self, tx: &Transaction<'_>, driver: &dyn Driver, layer: &Layer) -> Result<()> {
+        let file = LayerFile::of(tx, layer)?;
+        let view = file.snapshot.as_ref().is_some_and(|snapshot| snapshot.kind == crate::SnapshotKind::View);
+        let folder = self.layout.layer(&layer.driver, layer.id);
+        crate::layout::make_folder(&folder)?;
+        file.write(&folder)?;
+        let spec = CreateSpec { parent: layer.parent, view, options: &[] };
+        let _ = driver.complete(layer.id, &spec)?;
+        let want = if view { Kind::View } else { Kind::Active };
+        match driver.stat(layer.id)? {
+            Some(info) if info.kind == want => Ok(()),
+            _ => Err(Error::new(Code::Damaged, "make the layer whole", "the driver could not")
+                .object(format!("layer {}", layer.id))),
+        }
+    }
+
+    /// After a boot: makes all fresh layers whole, and brings them to the disk.
+    pub(crate) fn settle_fresh(&self) -> Result<()> {
+        let fresh = self.catalog.read(layers::fresh)?;
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let barrier = crate::layout::open_folder(self.layout.root())?;
+        // One that cannot be made whole (its parent may be damaged) is told of by who uses it, and by `check`.
+        let whole: Vec<LayerId> =
+            fresh.iter().filter(|layer| self.make_whole(layer.id).is_ok()).map(|layer| layer.id).collect();
+        crate::files::barrier(&barrier, self.layout.root())?;
+        self.catalog.write(Durability::Normal, |tx| whole.iter().try_for_each(|id| layers::settled(tx, *id)))
+    }
+
+    /// As [`Store::make_whole`], of a container whose row is at hand.
+    pub(crate) fn make_container_whole(&self, row: &containers::Container) -> Result<()> {
+        if !row.fresh || self.is_whole(&*self.driver_named(&row.driver)?, row.layer)? {
+            return Ok(());
+        }
+        self.make_whole(row.layer)
+    }
+}
