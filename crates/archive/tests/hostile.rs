@@ -5,69 +5,247 @@ mod common;
 use common::{Layer, entry, p, raw, root_or_skip, with_records};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
+use vellum_archive::apply::ApplyError;
 use vellum_archive::compression::{Compression, Decoder, Encoder};
 use vellum_archive::folder::Style;
+use vellum_archive::tar::Problem;
 use vellum_archive::target::LayerPath;
 
 const BOTH: [Style; 2] = [Style::Overlay, Style::Apply];
 
-#[test]
-fn hostile_archives_are_refused() {
-    if !root_or_skip("hostile_archives_are_refused") {
-        return;
+/// What must be said of an archive.
+enum Refused {
+    /// This, of the entry of this name (`""`: of what has no name yet).
+    Archive(&'static str, Problem),
+    /// The target's error, with this text.
+    Target(&'static str),
+}
+
+fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
+    with_records(records, Vec::new())
+}
+
+fn raw_pax(records: &[u8]) -> Vec<u8> {
+    let size = format!("{:011o}\0", records.len());
+    raw(b'x', b"pax", b"", size.as_bytes().try_into().unwrap(), records)
+}
+
+/// An old GNU sparse entry `f` with this map and this size.
+fn old_sparse(map: &[(u64, u64)], size: u64, data: &[u8]) -> Vec<u8> {
+    let mut block = entry(b'S', "f", "", data);
+    block[257..265].copy_from_slice(b"ustar  \0");
+    for (at, (offset, length)) in map.iter().enumerate() {
+        block[386 + at * 24..][..12].copy_from_slice(format!("{offset:011o}\0").as_bytes());
+        block[398 + at * 24..][..12].copy_from_slice(format!("{length:011o}\0").as_bytes());
     }
-    let pax = |records: &[u8]| {
-        let size = format!("{:011o}\0", records.len());
-        raw(b'x', b"pax", b"", size.as_bytes().try_into().unwrap(), records)
-    };
-    let with_pax = |records: &[u8]| [pax(records), entry(b'0', "f", "", b"data")].concat();
+    block[483] = 0x80;
+    block[487..495].copy_from_slice(&size.to_be_bytes());
+    block[148..156].fill(b' ');
+    let sum: u32 = block[..512].iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block
+}
+
+fn refused_archives() -> Vec<(&'static str, Vec<u8>, Refused)> {
+    use Problem::{Checksum, Field, Limit, Link, Name, Sparse, Truncated, Type, Whiteout};
+    use Refused::{Archive, Target};
+    const BOMB: u64 = 9_999_999_999_999;
+    let f = || entry(b'0', "f", "", b"data");
+    let with_pax = |records: &[u8]| [raw_pax(records), f()].concat();
     let mut wrong_sum = entry(b'0', "f", "", b"");
     wrong_sum[0] = b'g';
-    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
-        ("parent", entry(b'0', "../x", "", b""), "leaves the layer"),
-        ("deep parent", entry(b'0', "a/../../x", "", b""), "leaves the layer"),
-        ("hard link out", entry(b'1', "x", "../../etc/passwd", b""), "leaves the layer"),
-        ("empty whiteout", entry(b'0', ".wh.", "", b""), "whiteout is refused"),
-        ("whiteout of parent", entry(b'0', "a/.wh...", "", b""), "whiteout is refused"),
-        ("whiteout of self", entry(b'0', "a/.wh..", "", b""), "whiteout is refused"),
-        ("below a whiteout", entry(b'0', ".wh.a/b", "", b""), "whiteout is refused"),
-        ("root as a file", entry(b'0', ".", "", b""), "only a directory"),
-        ("no name", entry(b'0', "", "", b""), "it is empty"),
-        ("unknown type", entry(b'Z', "f", "", b""), "type 'Z'"),
-        ("checksum", wrong_sum, "checksum"),
+    let minus = b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff";
+    let bomb = BOMB.to_string();
+    let sparse = |records: &[(&str, &[u8])], body: &[u8]| with_records(records, entry(b'0', "f", "", body));
+    let real: (&str, &[u8]) = ("GNU.sparse.size", bomb.as_bytes());
+    let runs = (0..262_145_u64).map(|at| format!("{},0", at * 2)).collect::<Vec<_>>().join(",");
+    let many: Vec<u8> =
+        (0..300).flat_map(|at| pax(&[(&format!("SCHILY.xattr.user.{at}"), &[7; 60_000])])).collect();
+    let leaves = "'..' leaves the layer";
+    vec![
+        ("parent", entry(b'0', "../x", "", b""), Archive("../x", Name(leaves))),
+        ("parent, absolute", entry(b'0', "/../x", "", b""), Archive("/../x", Name(leaves))),
+        ("deep parent", entry(b'5', "a/../../x", "", b""), Archive("a/../../x", Name(leaves))),
+        ("parent by PAX", with_pax(b"13 path=../x\n"), Archive("../x", Name(leaves))),
+        ("hard link out", entry(b'1', "x", "../../etc/passwd", b""), Archive("x", Link(leaves))),
+        ("hard link to the root", entry(b'1', "x", "/", b""), Archive("x", Link("the root is no file"))),
+        ("hard link to itself", entry(b'1', "a", "a", b""), Target("make a hard link to /a")),
         (
-            "negative size",
-            raw(b'0', b"f", b"", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b""),
-            "size",
+            "hard link to a directory",
+            [entry(b'5', "d", "", b""), entry(b'1', "x", "d", b"")].concat(),
+            Target("make a hard link to /d"),
         ),
-        ("no number", raw(b'0', b"f", b"", b"0000000zz00\0", b""), "size"),
-        ("truncated", raw(b'0', b"f", b"", b"00000002000\0", b"abc"), "ends early"),
-        ("huge pax", raw(b'x', b"p", b"", b"77777777777\0", b""), "more bytes in an extension"),
-        ("NUL in a pax path", with_pax(b"12 path=a\0b\n"), "path"),
-        ("negative pax size", with_pax(b"11 size=-1\n"), "size"),
-        ("long name", with_pax(format!("266 path={}\n", "n".repeat(256)).as_bytes()), "longer than 255"),
+        ("link to nothing", entry(b'2', "l", "", b""), Archive("l", Link("it is empty"))),
+        ("empty whiteout", entry(b'0', "a/.wh.", "", b""), Archive("a/.wh.", Whiteout("it names nothing"))),
         (
-            "sparse bomb",
-            with_pax(
-                b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n40 GNU.sparse.realsize=9999999999999999\n",
+            "whiteout of the parent",
+            entry(b'0', "a/.wh...", "", b""),
+            Archive("a/.wh...", Whiteout("it names '.' or '..'")),
+        ),
+        (
+            "whiteout of itself",
+            entry(b'0', "a/.wh..", "", b""),
+            Archive("a/.wh..", Whiteout("it names '.' or '..'")),
+        ),
+        (
+            "whiteout of the root",
+            entry(b'0', ".wh..", "", b""),
+            Archive(".wh..", Whiteout("it names '.' or '..'")),
+        ),
+        (
+            "below a whiteout",
+            entry(b'0', ".wh.a/b", "", b""),
+            Archive(".wh.a/b", Whiteout("nothing can lie in a whiteout")),
+        ),
+        ("root as a file", entry(b'0', ".", "", b""), Archive(".", Name("only a directory can be the root"))),
+        (
+            "root as a link",
+            entry(b'2', "a/..", "x", b""),
+            Archive("a/..", Name("only a directory can be the root")),
+        ),
+        ("no name", entry(b'0', "", "", b""), Archive("", Name("it is empty"))),
+        ("NUL in a PAX path", with_pax(b"12 path=a\0b\n"), Archive("", Field("path"))),
+        (
+            "256 bytes of name",
+            with_pax(format!("266 path={}\n", "n".repeat(256)).as_bytes()),
+            Archive("nnnn", Name("a name longer than 255 bytes")),
+        ),
+        (
+            "4096 bytes of path",
+            sparse(&[("path", "d/".repeat(2049).as_bytes())], b""),
+            Archive("d/d/", Name("longer than 4095 bytes")),
+        ),
+        ("unknown type", entry(b'Z', "f", "", b""), Archive("f", Type(b'Z'))),
+        ("checksum", wrong_sum, Archive("", Checksum)),
+        ("negative size", raw(b'0', b"f", b"", minus, b""), Archive("f", Field("size"))),
+        ("negative size by PAX", with_pax(b"11 size=-1\n"), Archive("", Field("size"))),
+        ("size without digits", raw(b'0', b"f", b"", b"0000000zz00\0", b""), Archive("f", Field("size"))),
+        ("time without digits", with_pax(b"13 mtime=1e9\n"), Archive("", Field("time"))),
+        ("owner beyond 32 bits", with_pax(b"18 uid=4294967296\n"), Archive("", Field("owner"))),
+        ("truncated", raw(b'0', b"f", b"", b"00000002000\0", b"abc"), Target("ends early")),
+        (
+            "endless",
+            raw(b'0', b"f", b"", b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", b"abc"),
+            Archive("f", Limit("bytes")),
+        ),
+        (
+            "huge PAX header",
+            raw(b'x', b"p", b"", b"77777777777\0", b""),
+            Archive("", Limit("bytes in an extension header")),
+        ),
+        (
+            "huge long name",
+            raw(b'L', b"p", b"", b"77777777777\0", b""),
+            Archive("", Limit("bytes in an extension header")),
+        ),
+        ("attributes without end", many, Archive("", Limit("bytes of attributes"))),
+        (
+            "huge attribute",
+            with_records(&[("SCHILY.xattr.user.x", &[7; 70_000])], f()),
+            Archive("", Limit("bytes of an attribute")),
+        ),
+        ("PAX length beyond the header", with_pax(b"99 path=a\n"), Archive("", Field("PAX header"))),
+        ("lone extension", raw_pax(b"9 path=a\n"), Archive("", Truncated)),
+        (
+            "sparse bomb, old GNU",
+            old_sparse(&[(0, 4)], BOMB, b"data"),
+            Archive("f", Limit("bytes in a sparse file")),
+        ),
+        (
+            "sparse bomb, 0.0",
+            sparse(&[real, ("GNU.sparse.offset", b"0"), ("GNU.sparse.numbytes", b"4")], b"data"),
+            Archive("f", Limit("bytes in a sparse file")),
+        ),
+        (
+            "sparse bomb, 0.1",
+            sparse(&[real, ("GNU.sparse.map", b"0,4")], b"data"),
+            Archive("f", Limit("bytes in a sparse file")),
+        ),
+        (
+            "sparse bomb, 1.0",
+            sparse(
+                &[
+                    ("GNU.sparse.major", b"1"),
+                    ("GNU.sparse.minor", b"0"),
+                    ("GNU.sparse.realsize", bomb.as_bytes()),
+                ],
+                &[&b"1\n0\n4\n"[..], &[0; 505], b"data"].concat(),
             ),
-            "sparse",
+            Archive("f", Limit("bytes in a sparse file")),
         ),
-        ("sparse overlap", with_pax(b"24 GNU.sparse.size=1000\n26 GNU.sparse.map=8,2,4,2\n"), "sparse map"),
-        ("lone extension", pax(b"9 path=a\n"), "ends early"),
-        ("self link", entry(b'1', "a", "a", b""), "hard link"),
-    ];
+        (
+            "runs without end, 0.1",
+            with_pax(&raw_record("GNU.sparse.map", &runs)),
+            Archive("", Limit("bytes in an extension header")),
+        ),
+        (
+            "runs that overlap",
+            sparse(&[("GNU.sparse.size", b"100"), ("GNU.sparse.map", b"8,2,4,2")], b"data"),
+            Archive("f", Sparse("runs overlap or are out of order")),
+        ),
+        (
+            "runs that overlap, old GNU",
+            old_sparse(&[(8, 2), (4, 2)], 100, b"data"),
+            Archive("f", Sparse("runs overlap or are out of order")),
+        ),
+        (
+            "run beyond the end",
+            sparse(&[("GNU.sparse.size", b"3"), ("GNU.sparse.map", b"0,4")], b"data"),
+            Archive("f", Sparse("a run lies beyond the end of the file")),
+        ),
+        (
+            "run that wraps",
+            old_sparse(&[(1 << 32, (1 << 33) - 1)], u64::MAX >> 2, b"data"),
+            Archive("f", Limit("bytes in a sparse file")),
+        ),
+        (
+            "runs of other length than the data",
+            sparse(&[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"0,2")], b"data"),
+            Archive("f", Sparse("the runs are not as long as the data")),
+        ),
+    ]
+}
+
+fn raw_record(key: &str, value: &str) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let length = (rest + 1..).find(|length| *length == rest + length.to_string().len()).unwrap();
+    format!("{length} {key}={value}\n").into_bytes()
+}
+
+#[test]
+fn root_hostile_archives_are_refused_with_the_entrys_name() {
+    if !root_or_skip("root_hostile_archives_are_refused_with_the_entrys_name") {
+        return;
+    }
     for style in BOTH {
-        for (what, archive, expected) in &cases {
+        for (what, archive, expected) in refused_archives() {
             let layer = Layer::new(style);
-            let error = layer.apply(archive).expect_err(what);
-            let mut text = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                text.push_str(&format!(": {error}"));
-                cause = error.source();
+            let error = layer.apply(&archive).expect_err(what);
+            match (&expected, &error) {
+                (Refused::Archive(name, problem), ApplyError::Archive(error)) => {
+                    assert_eq!(error.problem, *problem, "{what}");
+                    let named = error.entry.as_deref().unwrap_or_default();
+                    assert!(
+                        named.starts_with(name) && named.is_empty() == name.is_empty(),
+                        "{what}: '{named}'"
+                    );
+                }
+                (Refused::Target(text), error) => {
+                    let mut told = error.to_string();
+                    let mut cause = std::error::Error::source(&error);
+                    while let Some(error) = cause {
+                        told.push_str(&format!(": {error}"));
+                        cause = error.source();
+                    }
+                    assert!(told.contains(text), "{what}: {told}");
+                }
+                (_, error) => panic!("{what}: {error}"),
             }
-            assert!(text.contains(expected), "{what}: {text}");
+            // Nothing beside the layer's own folder.
+            let mut names: Vec<_> =
+                std::fs::read_dir(layer.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            assert_eq!(names, ["manifest", "recipe", "tree"], "{what}");
         }
     }
 }

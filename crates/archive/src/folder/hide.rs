@@ -62,8 +62,10 @@ impl FolderTarget {
         match self.options.style {
             Style::Overlay => self.mark_opaque(path),
             Style::Apply => {
-                let fd = at(self.levels.top(), "open the directory", path)?;
-                at(self.clear_lower(fd, path), "empty the directory", path)
+                let (fd, mut stay) = (at(self.levels.top(), "open the directory", path)?, Vec::new());
+                at(self.clear_lower(fd, path, &mut stay), "empty the directory", path)?;
+                self.implied.extend(stay);
+                Ok(())
             }
         }
     }
@@ -175,7 +177,9 @@ impl FolderTarget {
         if directory {
             let top = at(self.levels.top(), "open the directory of", path)?;
             let fd = at(tree::open_dir(top, OsStr::from_bytes(name)), "open the directory", path)?;
-            at(self.clear_lower(fd.as_fd(), path), "empty the directory", path)?;
+            let mut stay = Vec::new();
+            at(self.clear_lower(fd.as_fd(), path, &mut stay), "empty the directory", path)?;
+            self.implied.extend(stay);
         }
         Ok(())
     }
@@ -193,8 +197,17 @@ impl FolderTarget {
         Ok(())
     }
 
-    /// Removes what lies in a directory and was not brought by this layer; directories keep their times.
-    fn clear_lower(&self, dir: BorrowedFd<'_>, path: &LayerPath) -> io::Result<()> {
+    /// Removes what lies in a directory and was not brought by this layer; directories keep their times. Those that `stay` do so
+    /// because of what this layer brings in them, whether it lists them or not.
+    fn clear_lower(
+        &self,
+        dir: BorrowedFd<'_>,
+        path: &LayerPath,
+        stay: &mut Vec<LayerPath>,
+    ) -> io::Result<()> {
+        if !path.is_root() {
+            stay.push(path.clone());
+        }
         let before = rustix::fs::fstat(dir)?;
         for name in tree::read_dir(dir)? {
             let below = path.join(name.as_bytes()).map_err(io::Error::other)?;
@@ -204,7 +217,7 @@ impl FolderTarget {
             }
             let stat = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                self.clear_lower(tree::open_dir(dir, &name)?.as_fd(), &below)?;
+                self.clear_lower(tree::open_dir(dir, &name)?.as_fd(), &below, stay)?;
             }
         }
         Ok(rustix::fs::futimens(dir, &tree::timestamps(tree::mtime(&before)))?)

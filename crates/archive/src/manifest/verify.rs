@@ -148,8 +148,12 @@ impl Plan {
             What::Dir | What::ImpliedDir => {}
             _ => hide(&mut self.hidden_below, at, index),
         }
-        // An implied directory does not replace what is recorded of the same directory.
-        if entry.what == What::ImpliedDir && self.expected.get(&at).is_some_and(|old| old.what == What::Dir) {
+        // An implied directory does not replace what is recorded of the same directory and still holds.
+        let listed = self
+            .expected
+            .get(&at)
+            .is_some_and(|old| old.what == What::Dir && !self.is_hidden(entry.path.as_bytes(), old.index));
+        if entry.what == What::ImpliedDir && listed {
             return;
         }
         self.expected.insert(at, Expected { index, what: entry.what, facts: entry.facts, seen: false });
