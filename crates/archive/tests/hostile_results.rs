@@ -24,8 +24,10 @@ enum There {
     Link(&'static str),
 }
 
-/// Archives, and what lies where when they were applied.
-fn taken() -> Vec<(&'static str, Vec<Vec<u8>>, Vec<(&'static str, There)>)> {
+/// What it is, the archive's entries, and what lies where when they were applied.
+type Taken = (&'static str, Vec<Vec<u8>>, Vec<(&'static str, There)>);
+
+fn taken() -> Vec<Taken> {
     use There::{Dir, File, Link, Nothing};
     let (file, dir) =
         (|name: &str, data: &[u8]| entry(b'0', name, "", data), |name: &str| entry(b'5', name, "", b""));

@@ -5,6 +5,7 @@
 
 use crate::media::{self, Kind};
 use crate::{Error, Result};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use vellum_types::{DiffId, Digest, Platform};
@@ -13,8 +14,43 @@ use vellum_types::{DiffId, Digest, Platform};
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// The largest configuration that is read.
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
-/// The most layers of one image: far beyond what any driver can stack.
-pub(crate) const MAX_LAYERS: usize = 10_000;
+/// The most entries of any list: far beyond the layers that a driver can stack, and little enough that a document of empty
+/// entries does not take hundreds of times its size in memory.
+const MAX_LIST: usize = 10_000;
+
+/// A list of a document, at most [`MAX_LIST`] long.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct List<T>(pub(crate) Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visitor<T>(std::marker::PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Visitor<T> {
+            type Value = List<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "a list of at most {MAX_LIST} entries")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut entries: A,
+            ) -> std::result::Result<List<T>, A::Error> {
+                let mut list = Vec::new();
+                while let Some(entry) = entries.next_element()? {
+                    if list.len() == MAX_LIST {
+                        return Err(serde::de::Error::invalid_length(MAX_LIST + 1, &self));
+                    }
+                    list.push(entry);
+                }
+                Ok(List(list))
+            }
+        }
+
+        deserializer.deserialize_seq(Visitor(std::marker::PhantomData))
+    }
+}
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -32,7 +68,7 @@ pub(crate) struct RawDescriptor {
     #[serde(default)]
     artifact_type: Option<String>,
     #[serde(default)]
-    urls: Option<Vec<String>>,
+    urls: Option<List<IgnoredAny>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -78,7 +114,7 @@ impl Descriptor {
             annotations: raw.annotations.unwrap_or_default(),
             platform,
             artifact: raw.artifact_type.is_some_and(|t| !t.is_empty()),
-            elsewhere: raw.urls.is_some_and(|urls| !urls.is_empty()),
+            elsewhere: raw.urls.is_some_and(|urls| !urls.0.is_empty()),
         })
     }
 
@@ -101,15 +137,15 @@ pub(crate) struct RawDocument {
     #[serde(default)]
     pub(crate) media_type: Option<String>,
     #[serde(default)]
-    pub(crate) manifests: Option<Vec<RawDescriptor>>,
+    pub(crate) manifests: Option<List<RawDescriptor>>,
     #[serde(default)]
     pub(crate) config: Option<RawDescriptor>,
     #[serde(default)]
-    pub(crate) layers: Option<Vec<RawDescriptor>>,
+    pub(crate) layers: Option<List<RawDescriptor>>,
     #[serde(default)]
     pub(crate) annotations: Option<BTreeMap<String, String>>,
     #[serde(default)]
-    pub(crate) fs_layers: Option<serde_json::Value>,
+    pub(crate) fs_layers: Option<IgnoredAny>,
 }
 
 /// What is needed of a configuration.
@@ -128,7 +164,7 @@ struct RawConfig {
 #[derive(Debug, Deserialize)]
 struct RawRootfs {
     #[serde(default)]
-    diff_ids: Option<Vec<String>>,
+    diff_ids: Option<List<String>>,
 }
 
 /// What is needed of a configuration, checked.
@@ -142,10 +178,7 @@ impl Config {
     pub(crate) fn parse(bytes: &[u8], part: &str) -> Result<Self> {
         let raw: RawConfig = parse(bytes, part)?;
         let rootfs = raw.rootfs.ok_or_else(|| Error::damaged(part, "it has no rootfs"))?;
-        let texts = rootfs.diff_ids.unwrap_or_default();
-        if texts.len() > MAX_LAYERS {
-            return Err(Error::limit(part, format!("{} layers, at most {MAX_LAYERS}", texts.len())));
-        }
+        let texts = rootfs.diff_ids.unwrap_or_default().0;
         let mut diff_ids = Vec::with_capacity(texts.len());
         for (at, text) in texts.iter().enumerate() {
             let id = text.parse().map_err(|e| Error::damaged(part, format!("rootfs.diff_ids[{at}]: {e}")))?;

@@ -178,6 +178,11 @@ fn plain_wrong_descriptors_are_named() {
         |m| m["manifests"] = json!([]),
         "a manifest that lists manifests",
     );
+    fails_with(
+        "thousands of layers",
+        |m| m["layers"] = json!(vec![m["layers"][0].clone(); 10_001]),
+        "a list of at most 10000 entries",
+    );
     fails_with("layers that are no list", |m| m["layers"] = json!("x"), "is not valid JSON of its kind");
     fails_with(
         "no configuration",
@@ -238,6 +243,75 @@ fn plain_changed_blobs_are_found() {
             fs::write(layout.path().join("oci-layout"), r#"{"imageLayoutVersion":"2.0"}"#).unwrap();
         },
         "version 2.0",
+    );
+}
+
+#[test]
+fn plain_documents_that_can_be_read_in_two_ways_or_are_huge_are_refused() {
+    let with_text = |what: &str, change: &dyn Fn(String) -> String, expected: &str| {
+        fails(
+            what,
+            |layout| {
+                let manifest = change(layout.good().to_string());
+                let entry = layout.blob(manifest.as_bytes(), MANIFEST);
+                layout.index(&[entry]);
+            },
+            expected,
+        );
+    };
+    with_text("layers twice", &|text| text.replacen('{', r#"{"layers":[],"#, 1), "duplicate field `layers`");
+    with_text(
+        "a digest twice",
+        &|text| text.replacen(r#""digest":"#, r#""digest":"sha256:0","digest":"#, 1),
+        "duplicate field `digest`",
+    );
+    with_text("a manifest of 5 MiB", &|text| text + &" ".repeat(5 << 20), "exceeds a limit");
+    with_text("something after it", &|text| text + "{}", "trailing characters");
+    fails(
+        "diff IDs twice",
+        |layout| {
+            let config =
+                r#"{"rootfs":{"type":"layers","diff_ids":[]},"rootfs":{"type":"layers","diff_ids":["x"]}}"#;
+            let mut manifest = layout.good();
+            manifest["config"] = layout.blob(config.as_bytes(), CONFIG);
+            let entry = layout.document(&manifest, MANIFEST);
+            layout.index(&[entry]);
+        },
+        "duplicate field `rootfs`",
+    );
+    fails(
+        "a million empty entries",
+        |layout| {
+            let text = format!(r#"{{"schemaVersion":2,"manifests":[{}{{}}]}}"#, "{},".repeat(1 << 20));
+            fs::write(layout.path().join("index.json"), text).unwrap();
+        },
+        "a list of at most 10000 entries",
+    );
+}
+
+#[test]
+fn plain_a_configurations_count_must_be_the_manifests() {
+    for ids in [0, 2, 10_001] {
+        let expected =
+            if ids > 10_000 { "a list of at most 10000" } else { "it has 1 layers, and its configuration" };
+        fails_with_config(&format!("{ids} diff IDs"), &vec![Digest::sha256(b"").to_string(); ids], expected);
+    }
+    fails_with_config("a diff ID of another kind", &["md5:0".into()], "rootfs.diff_ids[0]");
+}
+
+/// As [`fails_with`], for a good manifest whose configuration has these diff IDs.
+fn fails_with_config(what: &str, diff_ids: &[String], expected: &str) {
+    fails(
+        what,
+        |layout| {
+            let rootfs = json!({ "type": "layers", "diff_ids": diff_ids });
+            let mut manifest = layout.good();
+            manifest["config"] =
+                layout.document(&json!({ "os": "linux", "architecture": "amd64", "rootfs": rootfs }), CONFIG);
+            let entry = layout.document(&manifest, MANIFEST);
+            layout.index(&[entry]);
+        },
+        expected,
     );
 }
 
@@ -391,6 +465,25 @@ fn plain_files_that_are_no_archives_say_so() {
         let error = Archive::from_reader(bytes, dir.path()).unwrap_err().to_string();
         assert!(error.contains(expected), "'{error}' does not say '{expected}'");
     }
+    // All names are held in memory: compressed, they would take next to nothing in the archive.
+    let mut long = vec![0; 512];
+    for (at, text) in [(0, &b"././@LongLink"[..]), (124, b"00000100000"), (156, b"L"), (257, b"ustar\x0000")]
+    {
+        long[at..at + text.len()].copy_from_slice(text);
+    }
+    let seal = |block: &mut Vec<u8>| {
+        block[148..156].fill(b' ');
+        let sum: u32 = block[..512].iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    };
+    seal(&mut long);
+    long.resize(512 + 0o100_000, b'n');
+    let mut file = vec![0; 512];
+    file[..1].copy_from_slice(b"x");
+    file[156] = b'0';
+    seal(&mut file);
+    let error = Archive::from_reader(&[long, file].concat()[..], dir.path()).unwrap_err().to_string();
+    assert!(error.contains("a name of more than 4096 bytes"), "{error}");
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "spooled files have no names");
 }

@@ -2,13 +2,10 @@
 
 use super::files::Files;
 use super::{Image, Layer, names};
-use crate::spec::{self, Config, MAX_CONFIG, MAX_MANIFEST};
+use crate::spec::{self, Config, List, MAX_CONFIG, MAX_MANIFEST};
 use crate::{Error, Result};
 use serde::Deserialize;
 use vellum_types::ImageId;
-
-/// How many images are read from one archive.
-const MAX_IMAGES: usize = 10_000;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -16,17 +13,14 @@ struct Item {
     #[serde(default)]
     config: Option<String>,
     #[serde(default)]
-    repo_tags: Option<Vec<String>>,
+    repo_tags: Option<List<String>>,
     #[serde(default)]
-    layers: Option<Vec<String>>,
+    layers: Option<List<String>>,
 }
 
 pub(super) fn images(files: &Files) -> Result<Vec<Image>> {
     let bytes = files.read("manifest.json", MAX_MANIFEST, "manifest.json")?.unwrap_or_default();
-    let items: Vec<Item> = spec::parse(&bytes, "manifest.json")?;
-    if items.len() > MAX_IMAGES {
-        return Err(Error::limit("manifest.json", format!("more than {MAX_IMAGES} images")));
-    }
+    let items = spec::parse::<List<Item>>(&bytes, "manifest.json")?.0;
     if items.is_empty() {
         return Err(Error::NotAnArchive {
             archive: files.shown().into(),
@@ -51,7 +45,7 @@ fn image(files: &Files, at: usize, item: Item) -> Result<Image> {
         return Err(Error::damaged(config_part, reason));
     }
     let parsed = Config::parse(&config, &config_part)?;
-    let paths = item.layers.unwrap_or_default();
+    let paths = item.layers.unwrap_or_default().0;
     if paths.len() != parsed.diff_ids.len() {
         let reason =
             format!("it has {} layers, and its configuration {}", paths.len(), parsed.diff_ids.len());
@@ -64,7 +58,7 @@ fn image(files: &Files, at: usize, item: Item) -> Result<Image> {
         let blob = files.find(path)?.ok_or_else(|| Error::Missing { part, path: shown(path) })?;
         layers.push(Layer { blob, facts: None });
     }
-    let tags = item.repo_tags.unwrap_or_default();
+    let tags = item.repo_tags.unwrap_or_default().0;
     let (names, unusable_names) = names(tags.iter().map(String::as_str));
     Ok(Image { names, unusable_names, config, manifest: None, layers, platform: parsed.platform })
 }

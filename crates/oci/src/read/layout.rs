@@ -7,9 +7,7 @@
 use super::files::{Blob, Files};
 use super::{Image, Layer, names};
 use crate::media::{self, Kind};
-use crate::spec::{
-    self, Config, Descriptor, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, RawDescriptor, RawDocument,
-};
+use crate::spec::{self, Config, Descriptor, List, MAX_CONFIG, MAX_MANIFEST, RawDescriptor, RawDocument};
 use crate::{Error, Result};
 use sha2::Digest as _;
 use std::collections::HashSet;
@@ -79,8 +77,8 @@ fn check_version(files: &Files) -> Result<()> {
     Err(Error::unsupported("oci-layout", format!("it is of version {version}, and 1 is known")))
 }
 
-fn descriptors(raw: Option<Vec<RawDescriptor>>, part: &str) -> Result<Vec<Descriptor>> {
-    let raw = raw.unwrap_or_default();
+fn descriptors(raw: Option<List<RawDescriptor>>, part: &str) -> Result<Vec<Descriptor>> {
+    let raw = raw.map_or_else(Vec::new, |list| list.0);
     raw.into_iter()
         .enumerate()
         .map(|(at, raw)| Descriptor::check(raw, &format!("entry {at} of {part}")))
@@ -299,10 +297,7 @@ fn parts(files: &Files, descriptor: &Descriptor) -> Result<Parts> {
             format!("it is no image: its configuration is of {media_type}"),
         ));
     }
-    let layers = raw.layers.unwrap_or_default();
-    if layers.len() > MAX_LAYERS {
-        return Err(Error::limit(part, format!("{} layers, at most {MAX_LAYERS}", layers.len())));
-    }
+    let layers = raw.layers.map_or_else(Vec::new, |list| list.0);
     let config_bytes = document(files, &named, MAX_CONFIG, &config_part)?;
     let config = Config::parse(&config_bytes, &config_part)?;
     if config.diff_ids.len() != layers.len() {

@@ -13,6 +13,8 @@ const BLOCK: u64 = 512;
 const MAX_ENTRIES: usize = 200_000;
 /// The largest long name or extended header.
 const MAX_EXTENSION: u64 = 1 << 20;
+/// The longest name: no document could name a longer one, and all of them are held in memory.
+const MAX_NAME: usize = 4096;
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +104,13 @@ pub(crate) fn index(file: &File, archive: &str) -> Result<Index> {
                 }
                 if entries.len() >= MAX_ENTRIES {
                     return Err(Error::limit(archive, format!("more than {MAX_ENTRIES} entries")));
+                }
+                let longest = [&extension.path, &extension.link].into_iter().flatten().map(String::len).max();
+                if longest > Some(MAX_NAME) {
+                    return Err(Error::limit(
+                        archive,
+                        format!("a name of more than {MAX_NAME} bytes at offset {at}"),
+                    ));
                 }
                 if let Some((path, entry)) = entry(&header, kind, extension, data, size) {
                     entries.insert(path, entry);

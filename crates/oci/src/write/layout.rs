@@ -129,7 +129,7 @@ fn describes(recorded: &RawDocument, config: &Written, layers: &[Written]) -> bo
             d.digest == written.digest && d.size == written.size && media::kind(&d.media_type) == kind
         })
     };
-    let recorded_layers = recorded.layers.as_deref().unwrap_or_default();
+    let recorded_layers = recorded.layers.as_ref().map_or(&[][..], |list| &list.0);
     recorded.config.as_ref().is_some_and(|raw| same(raw, config, Kind::Config))
         && recorded_layers.len() == layers.len()
         && recorded_layers.iter().zip(layers).all(|(raw, written)| same(raw, written, Kind::Layer))
