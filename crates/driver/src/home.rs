@@ -101,10 +101,11 @@ impl Home {
     /// Opens, and makes if need be, the home of `driver`, whose layers have their record in a file of the name `record`.
     ///
     /// # Errors
-    /// The file system's.
+    /// The file system's; somebody else owns it or may enter it.
     pub fn open(path: &Path, driver: &'static str, record: &'static str) -> Result<Self> {
-        let dir = vellum_sys::file::ensure_folder(CWD, path, 0o700)
-            .map_err(|error| Error::system(format!("open the home {}", path.display()), error))?;
+        let dir = vellum_sys::file::private_folder(path).map_err(|error| {
+            Error::system(format!("open the home {}", path.display()), std::io::Error::other(error))
+        })?;
         Ok(Self { path: path.to_owned(), dir, driver, record })
     }
 

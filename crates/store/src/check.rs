@@ -288,14 +288,18 @@ impl Store {
                 continue;
             }
             let path = self.layout.blobs().join(digest.hex());
-            match crate::verify::digest_of(&path, digest.algorithm())? {
-                None => found
+            match crate::verify::digest_of(&path, digest.algorithm()) {
+                Err(error) => {
+                    let detail = format!("its blob cannot be read: {}", told(&error));
+                    found.push(Found::layer(findings::BLOB_WRONG, &layer, detail).at(path.display()));
+                }
+                Ok(None) => found
                     .push(Found::layer(findings::BLOB_LOST, &layer, "its blob is gone").at(path.display())),
-                Some(now) if now != digest => {
+                Ok(Some(now)) if now != digest => {
                     let detail = format!("its blob has the digest {now}");
                     found.push(Found::layer(findings::BLOB_WRONG, &layer, detail).at(path.display()));
                 }
-                Some(_) => {}
+                Ok(Some(_)) => {}
             }
         }
         Ok(found)

@@ -1,9 +1,10 @@
 //! Where things lie below the root.
 
-use crate::{Error, Result};
+use crate::{Code, Error, Result};
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use vellum_sys::file::PrivateFolderError;
 use vellum_types::LayerId;
 
 const ELSEWHERE: &str = "choose another folder with --root";
@@ -72,13 +73,31 @@ impl Layout {
         self.root.join(driver)
     }
 
-    /// Makes the folders of a store, and the root itself with its parents.
-    pub(crate) fn make(&self, rootless: bool) -> Result<()> {
-        std::fs::create_dir_all(&self.root).map_err(|e| self.unusable(e))?;
+    /// The root, open; it must be there, and nobody else's.
+    pub(crate) fn own_root(&self) -> Result<OwnedFd> {
         let root =
             vellum_sys::file::open_folder(rustix::fs::CWD, &self.root).map_err(|e| self.unusable(e))?;
+        let facts = rustix::fs::fstat(&root).map_err(|e| self.unusable(e.into()))?;
+        if facts.st_uid != rustix::process::geteuid().as_raw() {
+            let reason = format!("it belongs to user {}, who could change it at any time", facts.st_uid);
+            return Err(self.refused(reason));
+        }
+        Ok(root)
+    }
+
+    /// Makes the folders of a store, and the root itself with its parents.
+    ///
+    /// In a folder in which others can make files they may have prepared something: it must be empty, also once they no longer can.
+    pub(crate) fn make(&self, rootless: bool) -> Result<()> {
+        std::fs::create_dir_all(&self.root).map_err(|e| self.unusable(e))?;
+        let root = self.own_root()?;
+        let before = rustix::fs::fstat(&root).map_err(|e| self.unusable(e.into()))?.st_mode & 0o7777;
         let mode = if rootless { 0o700 } else { 0o711 };
-        rustix::fs::fchmod(&root, Mode::from_raw_mode(mode)).map_err(|e| self.unusable(e.into()))?;
+        if before != mode {
+            self.nothing_of_others(&root, before)?;
+            rustix::fs::fchmod(&root, Mode::from_raw_mode(mode)).map_err(|e| self.unusable(e.into()))?;
+            self.nothing_of_others(&root, before)?;
+        }
         for path in [
             self.locks(),
             self.configs(),
@@ -112,13 +131,26 @@ impl Layout {
         };
         Error::io("keep a store in", &self.root, error).with_hint(hint)
     }
+
+    fn nothing_of_others(&self, root: &OwnedFd, mode: u32) -> Result<()> {
+        let empty = || vellum_archive::tree::read_dir(root.as_fd()).map(|names| names.is_empty());
+        if mode & 0o022 == 0 || empty().map_err(|e| self.unusable(e))? {
+            return Ok(());
+        }
+        Err(self.refused(format!("others can make files in it (mode {mode:04o}), and it is not empty")))
+    }
+
+    fn refused(&self, reason: String) -> Error {
+        Error::new(Code::Invalid, "keep a store in", reason).object(self.root.display()).with_hint(ELSEWHERE)
+    }
 }
 
-/// Makes one folder that only its owner may enter; one that is there is left as it is.
+/// Makes one folder that only its owner may enter. One that is there must be such a folder.
 pub(crate) fn make_folder(path: &Path) -> Result<()> {
-    vellum_sys::file::ensure_folder(rustix::fs::CWD, path, 0o700)
-        .map(drop)
-        .map_err(|e| Error::io("make the folder", path, e))
+    vellum_sys::file::private_folder(path).map(drop).map_err(|error| match error {
+        PrivateFolderError::Io { source, .. } => Error::io("make the folder", path, source),
+        other => Error::caused(Code::Invalid, "use the folder", other).object(path.display()),
+    })
 }
 
 /// Opens a folder for reading, not following a link.

@@ -184,7 +184,9 @@ impl Store {
         if !is_store(&layout) && (!options.create || options.read_only) && !has_layers(&layout)? {
             return Err(missing(&layout));
         }
-        if !options.read_only {
+        if options.read_only {
+            layout.own_root()?;
+        } else {
             layout.make(options.rootless.unwrap_or_else(without_privileges))?;
         }
         let lock_path = layout.lock("store");

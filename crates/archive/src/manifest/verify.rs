@@ -239,9 +239,11 @@ fn missing(plan: &Plan, manifests: &[Open<'_>], report: &mut dyn FnMut(Finding))
         for entry in Reader::new(open()?)? {
             let entry = entry?;
             let expected = plan.expected.get(&key(entry.path.as_bytes()));
-            if expected.is_some_and(|e| e.index == index && !e.seen)
-                && !plan.is_hidden(entry.path.as_bytes(), index)
-            {
+            // A whiteout above may have taken the place of the directory that this one lay in.
+            let moot = entry.what == What::Whiteout
+                && parents(entry.path.as_bytes()).any(|path| plan.hidden.contains_key(&key(path)));
+            let absent = expected.is_some_and(|e| e.index == index && !e.seen) && !moot;
+            if absent && !plan.is_hidden(entry.path.as_bytes(), index) {
                 report(Finding { path: entry.path, problem: Problem::Missing });
             }
             index += 1;

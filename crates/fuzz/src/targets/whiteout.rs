@@ -102,7 +102,7 @@ impl Views for Plain {
 
 /// The difference as a tar, told by vfs.
 fn difference(jail: &Jail, config: DriverConfig, before: &Path, after: &Path) -> Vec<u8> {
-    let vfs = Vfs::open(&jail.folder("vfs"), config).expect("a home");
+    let vfs = Vfs::open(&jail.path("vfs"), config).expect("a home");
     let ids: [LayerId; 2] = ["1", "2"].map(|id| id.parse().expect("an id"));
     for (id, from) in ids.into_iter().zip([before, after]) {
         vfs.create(id, &CreateSpec::default()).expect("a layer");
