@@ -122,15 +122,10 @@ impl Plan {
         match entry.what {
             What::Whiteout => {
                 hide(&mut self.hidden, at, start);
-                // The mark itself lies in the layer's own folder, unless the layer has an entry there, or a file where the
-                // directory would be: what lies below a file is hidden without a mark.
-                let own = |path: &[u8]| {
-                    let entry = self.expected.get(&key(path)).filter(|e| e.index >= start);
-                    entry.filter(|e| !self.is_hidden(path, e.index))
-                };
-                let below_file = parents(entry.path.as_bytes())
-                    .any(|path| own(path).is_some_and(|e| !matches!(e.what, What::Dir | What::ImpliedDir)));
-                if raw && !below_file && own(entry.path.as_bytes()).is_none() {
+                // The mark itself lies in the layer's own folder, unless the layer has an entry there.
+                let own = self.expected.get(&at).filter(|e| e.index >= start);
+                let own = own.is_some_and(|e| !self.is_hidden(entry.path.as_bytes(), e.index));
+                if raw && !own {
                     self.expected
                         .insert(at, Expected { index, what: entry.what, facts: entry.facts, seen: false });
                 }
@@ -167,6 +162,18 @@ impl Plan {
             return true;
         }
         parents(path).any(|parent| over(&self.hidden, parent) || over(&self.hidden_below, parent))
+    }
+}
+
+impl Plan {
+    /// Whether a whiteout need not be there: one above may have taken the place of the directory that it lay in, or a file has,
+    /// and what lies below a file is hidden without a mark.
+    fn is_moot(&self, path: &LayerPath) -> bool {
+        parents(path.as_bytes()).any(|parent| {
+            let above = self.expected.get(&key(parent));
+            let file = above.filter(|e| !matches!(e.what, What::Dir | What::ImpliedDir));
+            self.hidden.contains_key(&key(parent)) || file.is_some_and(|e| !self.is_hidden(parent, e.index))
+        })
     }
 }
 
@@ -239,9 +246,7 @@ fn missing(plan: &Plan, manifests: &[Open<'_>], report: &mut dyn FnMut(Finding))
         for entry in Reader::new(open()?)? {
             let entry = entry?;
             let expected = plan.expected.get(&key(entry.path.as_bytes()));
-            // A whiteout above may have taken the place of the directory that this one lay in.
-            let moot = entry.what == What::Whiteout
-                && parents(entry.path.as_bytes()).any(|path| plan.hidden.contains_key(&key(path)));
+            let moot = entry.what == What::Whiteout && plan.is_moot(&entry.path);
             let absent = expected.is_some_and(|e| e.index == index && !e.seen) && !moot;
             if absent && !plan.is_hidden(entry.path.as_bytes(), index) {
                 report(Finding { path: entry.path, problem: Problem::Missing });
