@@ -19,6 +19,7 @@
 use crate::target::LayerPath;
 use crate::wire::{Counting, compressor, damaged, get, get_bytes, put, put_bytes};
 use sha2::Digest as _;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt as _;
@@ -275,6 +276,11 @@ pub fn assemble(
         from = saved.end;
     }
     parts.push((from, trailer.end));
+    // By path, in the order in which they were saved: an archive may name one path as often as it has entries.
+    let mut by_path: HashMap<u128, Vec<&Saved>> = HashMap::new();
+    for saved in &trailer.saved {
+        by_path.entry(saved.path).or_default().push(saved);
+    }
     let decoder = zstd::Decoder::new(Parts::new(recipe, parts)).map_err(RecipeError::Recipe)?;
     let mut records = BufReader::new(decoder);
     let mut number = 0;
@@ -288,8 +294,8 @@ pub fn assemble(
             }
             FILE => {
                 let (path, runs) = file_record(&mut records).map_err(RecipeError::Recipe)?;
-                let hash = if trailer.saved.is_empty() { 0 } else { path_hash(&path) };
-                let saved = trailer.saved.iter().find(|s| s.path == hash && s.before > number);
+                let saves = if by_path.is_empty() { None } else { by_path.get(&path_hash(&path)) };
+                let saved = saves.and_then(|s| s.get(s.partition_point(|s| s.before <= number)).copied());
                 number += 1;
                 match saved {
                     Some(saved) => out.saved(recipe, saved, &runs)?,

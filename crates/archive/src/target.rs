@@ -17,7 +17,8 @@
 use std::io::{BufRead, Read};
 
 /// A path inside a layer: one or more names joined by `/`, none of them empty, `.` or `..`, without
-/// NUL, none longer than 255 bytes, at most 4095 bytes in all. The root is the empty path.
+/// NUL, none longer than 255 bytes, at most 4095 bytes in all (a walk of a tree on disk may find longer ones). The root is the
+/// empty path.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct LayerPath(Vec<u8>);
 
@@ -83,6 +84,26 @@ impl LayerPath {
     /// The names, outermost first.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|c| *c == b'/').filter(|name| !name.is_empty())
+    }
+
+    /// The range of the paths below this one, which is not the root, in their order.
+    pub(crate) fn below(&self) -> std::ops::Range<LayerPath> {
+        let bound = |byte: u8| LayerPath([&self.0[..], &[byte]].concat());
+        // The byte after the slash ends it.
+        bound(b'/')..bound(b'/' + 1)
+    }
+
+    /// Goes into `name`, which is one that a directory has. On disk paths may be of any length.
+    pub(crate) fn push(&mut self, name: &[u8]) {
+        if !self.0.is_empty() {
+            self.0.push(b'/');
+        }
+        self.0.extend_from_slice(name);
+    }
+
+    /// Goes back to where the path was `length` bytes long.
+    pub(crate) fn cut(&mut self, length: usize) {
+        self.0.truncate(length);
     }
 
     /// This path and one more name.

@@ -32,6 +32,9 @@ use source::{Hasher, Source};
 use std::io::{self, BufRead, Read, Write};
 use vellum_types::DiffId;
 
+/// The most bytes of names of entries that the target could not keep: they are all reported.
+const MOST_LEFT_OUT: usize = 16 << 20;
+
 /// How to apply.
 #[derive(Default)]
 pub struct ApplyOptions<'a> {
@@ -133,6 +136,7 @@ fn run<R: Read>(
         target,
         manifest,
         left_out: Vec::new(),
+        left_out_bytes: 0,
     };
     let mut entries = 0;
     while let Some(header) = applier.reader.next_entry()? {
@@ -163,6 +167,8 @@ struct Applier<'s, 'a, R: Read> {
     /// Names so far; only wanted for the recipe.
     seen: Option<Seen>,
     left_out: Vec<(LayerPath, &'static str)>,
+    /// Bytes of names in it.
+    left_out_bytes: usize,
 }
 
 impl<R: Read> Applier<'_, '_, R> {
@@ -203,6 +209,9 @@ impl<R: Read> Applier<'_, '_, R> {
             _ => None,
         };
         self.before(&path, header.kind == EntryKind::Dir)?;
+        if self.left_out_bytes > MOST_LEFT_OUT {
+            return Err(fail(Problem::Limit("names of entries that cannot be kept")).into());
+        }
         self.give(&path, header, link)
     }
 
@@ -268,6 +277,7 @@ impl<R: Read> Applier<'_, '_, R> {
         match kept {
             Kept::Yes => self.note(path, what, meta),
             Kept::LeftOut(reason) => {
+                self.left_out_bytes += path.as_bytes().len() + size_of::<(LayerPath, &str)>();
                 self.left_out.push((path.clone(), reason));
                 self.note(path, &What::Absent, meta)
             }

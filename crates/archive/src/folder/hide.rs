@@ -3,11 +3,12 @@
 use super::{FolderTarget, Style, at, split};
 use crate::attributes::At;
 use crate::nested;
-use crate::target::{Kept, LayerPath, Meta, SaveFile, TargetError, Usage};
+use crate::target::{Kept, LayerPath, Meta, SaveFile, TargetError, Time, Usage};
+use crate::tree::ladder::Ladder;
 use crate::tree::{self, Visit, allocated, timestamps};
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -36,7 +37,7 @@ impl FolderTarget {
         let mut here = LayerPath::root();
         for name in path.names() {
             here = here.join(name).map_err(io::Error::other)?;
-            if self.links.contains_key(&here) {
+            if self.noted.links().contains_key(&here) {
                 return Ok(true);
             }
             let from = dir.as_ref().map_or(self.levels.root()?, |dir| dir.as_fd());
@@ -62,10 +63,10 @@ impl FolderTarget {
         match self.options.style {
             Style::Overlay => self.mark_opaque(path),
             Style::Apply => {
-                let (fd, mut stay) = (at(self.levels.top(), "open the directory", path)?, Vec::new());
-                at(self.clear_lower(fd, path, &mut stay), "empty the directory", path)?;
-                self.implied.extend(stay);
-                Ok(())
+                // A descriptor of its own: the open directory is borrowed from what remembers what was cleared.
+                let top = at(self.levels.top(), "open the directory", path)?;
+                let fd = at(tree::open_dir(top, OsStr::new(".")), "open the directory", path)?;
+                at(self.clear_lower(fd.as_fd(), path), "empty the directory", path)
             }
         }
     }
@@ -73,7 +74,7 @@ impl FolderTarget {
     pub(super) fn whiteout_by_device(&mut self, path: &LayerPath) -> Result<(), TargetError> {
         let (parent, name) = split(path.as_bytes());
         let above = path.split().map(|(parent, _)| parent).unwrap_or_default();
-        if at(self.is_covered(&above), "look at", path)? || self.links.contains_key(path) {
+        if at(self.is_covered(&above), "look at", path)? || self.noted.links().contains_key(path) {
             return Ok(());
         }
         self.enter(path, parent)?;
@@ -81,11 +82,16 @@ impl FolderTarget {
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             return Ok(());
         }
-        if self.implied.contains(path) && at(self.holds_only_whiteouts(path, name), "look into", path)? {
+        let hash = self.hash(path.as_bytes());
+        if !self.settled.contains(&hash)
+            && self.noted.is_implied(path)
+            && at(self.holds_only_whiteouts(path, name), "look into", path)?
+        {
             at(self.levels.touch(), "look at the directory of", path)?;
             self.discard(path, name)?;
             return self.make_whiteout(path, name);
         }
+        self.settled.insert(hash);
         self.enter(path, path.as_bytes())?;
         at(self.levels.touch(), "look at the directory", path)?;
         self.mark_opaque(path)
@@ -105,12 +111,8 @@ impl FolderTarget {
         at(nested::keep(At::Open(fd.as_fd()), self.options.xattrs), "mark as a whiteout", path)?;
         at(rustix::fs::futimens(&fd, &timestamps(meta.mtime)), "set the time of", path)?;
         self.levels.usage += Usage { bytes: allocated(&stat), inodes: 1 };
-        self.note_whiteout(path);
+        at(self.noted.whiteout_in(path), "note the directory of", path)?;
         Ok(Kept::Yes)
-    }
-
-    fn note_whiteout(&mut self, path: &LayerPath) {
-        self.whiteouts.extend(path.split().map(|(parent, _)| parent));
     }
 
     fn make_whiteout(&mut self, path: &LayerPath, name: &[u8]) -> Result<(), TargetError> {
@@ -135,15 +137,12 @@ impl FolderTarget {
         tree::walk(dir.as_fd(), self.raw_form(), &mut |below, node| {
             let full = [path.as_bytes(), b"/", below.as_bytes()].concat();
             let implied =
-                below.is_root() || LayerPath::new(full).is_ok_and(|full| self.implied.contains(&full));
+                below.is_root() || LayerPath::new(full).is_ok_and(|full| self.noted.is_implied(&full));
             only &= node.is_whiteout() || (node.file_type() == FileType::Directory && implied);
             Ok(if only { Visit::Enter } else { Visit::Skip })
         })
         .map_err(|error| error.source)?;
-        let link_below = |link: &LayerPath| {
-            link.as_bytes().strip_prefix(path.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'/'))
-        };
-        Ok(only && !self.links.keys().any(link_below))
+        Ok(only && self.noted.links().range(path.below()).next().is_none())
     }
 
     fn raw_form(&self) -> tree::Form {
@@ -177,9 +176,7 @@ impl FolderTarget {
         if directory {
             let top = at(self.levels.top(), "open the directory of", path)?;
             let fd = at(tree::open_dir(top, OsStr::from_bytes(name)), "open the directory", path)?;
-            let mut stay = Vec::new();
-            at(self.clear_lower(fd.as_fd(), path, &mut stay), "empty the directory", path)?;
-            self.implied.extend(stay);
+            at(self.clear_lower(fd.as_fd(), path), "empty the directory", path)?;
         }
         Ok(())
     }
@@ -197,37 +194,63 @@ impl FolderTarget {
         Ok(())
     }
 
-    /// Removes what lies in a directory and was not brought by this layer; directories keep their times. Those that `stay` do so
-    /// because of what this layer brings in them, whether it lists them or not.
-    fn clear_lower(
-        &self,
-        dir: BorrowedFd<'_>,
-        path: &LayerPath,
-        stay: &mut Vec<LayerPath>,
-    ) -> io::Result<()> {
-        if !path.is_root() {
-            stay.push(path.clone());
+    /// Removes what lies in a directory and was not brought by this layer; directories keep their times. What was cleared once stays so, since
+    /// lower layers bring nothing more: an archive that asks for it again and again costs nothing.
+    fn clear_lower(&mut self, dir: BorrowedFd<'_>, path: &LayerPath) -> io::Result<()> {
+        if self.is_cleared(path.as_bytes()) {
+            return Ok(());
         }
-        let before = rustix::fs::fstat(dir)?;
-        for name in tree::read_dir(dir)? {
-            let below = path.join(name.as_bytes()).map_err(io::Error::other)?;
+        let mut below = path.clone();
+        let mut ladder = Ladder::new(dir)?;
+        self.stays(path)?;
+        let mut left = vec![Clearing::of(&ladder, path.as_bytes().len())?];
+        while let Some(clearing) = left.last_mut() {
+            below.cut(clearing.length);
+            let Some(name) = clearing.rest.next() else {
+                rustix::fs::futimens(ladder.here()?, &tree::timestamps(clearing.time))?;
+                let hash = self.hash(below.as_bytes());
+                self.settled.insert(hash);
+                left.pop();
+                ladder.up()?;
+                continue;
+            };
+            below.push(name.as_bytes());
+            let here = ladder.here()?;
             if !self.is_own(below.as_bytes()) {
-                tree::remove(dir, &name).map_err(|error| error.source)?;
+                tree::remove(here, &name).map_err(|error| error.source)?;
                 continue;
             }
-            let stat = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                self.clear_lower(tree::open_dir(dir, &name)?.as_fd(), &below, stay)?;
+            let stat = rustix::fs::statat(here, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if directory && !self.settled.contains(&self.hash(below.as_bytes())) {
+                let child = tree::open_dir(here, &name)?;
+                ladder.down(child)?;
+                self.stays(&below)?;
+                left.push(Clearing::of(&ladder, below.as_bytes().len())?);
             }
         }
-        Ok(rustix::fs::futimens(dir, &tree::timestamps(tree::mtime(&before)))?)
+        Ok(())
+    }
+
+    /// A directory of lower layers stays because of what this layer brings in it, whether it lists it or not.
+    fn stays(&mut self, path: &LayerPath) -> io::Result<()> {
+        if path.is_root() { Ok(()) } else { self.noted.imply(path) }
+    }
+
+    /// Whether the directory, or one that it lies in, was cleared.
+    fn is_cleared(&self, path: &[u8]) -> bool {
+        if self.settled.is_empty() {
+            return false;
+        }
+        let ends = (0..=path.len()).filter(|end| matches!(path.get(*end), None | Some(b'/')) || *end == 0);
+        ends.into_iter().any(|end| self.settled.contains(&self.hash(&path[..end])))
     }
 
     pub(super) fn link(&mut self, path: &LayerPath, to: &LayerPath) -> Result<Kept, TargetError> {
-        if let Some(lower) = self.links.get(to).cloned() {
+        if let Some(lower) = self.noted.links().get(to).cloned() {
             let (name, _) = self.prepare(path)?;
             self.discard(path, name)?;
-            self.links.insert(path.clone(), lower);
+            at(self.noted.link(path, lower), "note the link", path)?;
             return Ok(Kept::Yes);
         }
         let source = match tree::open_parent(at(self.levels.root(), "open the directory of", to)?, to) {
@@ -271,11 +294,9 @@ impl FolderTarget {
                     rustix::fs::linkat(&dir, &from[..], top, name, AtFlags::empty())
                 })?;
                 at(made, "create the hard link", path)?;
-                if !self.whiteouts.is_empty()
-                    && to.split().is_some_and(|(dir, _)| self.whiteouts.contains(&dir))
-                {
+                if to.split().is_some_and(|(dir, _)| self.noted.has_whiteouts(&dir)) {
                     // A mark too many does no harm.
-                    self.note_whiteout(path);
+                    at(self.noted.whiteout_in(path), "note the directory of", path)?;
                 }
                 Ok(Kept::Yes)
             }
@@ -285,7 +306,7 @@ impl FolderTarget {
             None => {
                 let (name, _) = self.prepare(path)?;
                 self.discard(path, name)?;
-                self.links.insert(path.clone(), to.clone());
+                at(self.noted.link(path, to.clone()), "note the link", path)?;
                 Ok(Kept::Yes)
             }
         }
@@ -304,12 +325,32 @@ impl FolderTarget {
         match node.file_type() {
             FileType::RegularFile if self.is_own(path.as_bytes()) => save(path, &mut node.open()?),
             FileType::Directory => {
-                for below in tree::read_dir(node.open_dir()?.as_fd())? {
-                    self.save_own(root, &path.join(below.as_bytes()).map_err(io::Error::other)?, save)?;
-                }
-                Ok(())
+                tree::walk(node.open_dir()?.as_fd(), self.raw_form(), &mut |below, node| {
+                    let full = [path.as_bytes(), b"/", below.as_bytes()].concat();
+                    let full = LayerPath::new(full).unwrap_or_default();
+                    if node.file_type() == FileType::RegularFile && self.is_own(full.as_bytes()) {
+                        save(&full, &mut node.open()?)?;
+                    }
+                    Ok(Visit::Enter)
+                })
+                .map_err(|error| error.source)
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// A directory in which what lower layers brought is being removed.
+struct Clearing {
+    rest: std::vec::IntoIter<OsString>,
+    length: usize,
+    time: Time,
+}
+
+impl Clearing {
+    fn of(ladder: &Ladder, length: usize) -> io::Result<Self> {
+        let here = ladder.here()?;
+        let time = tree::mtime(&rustix::fs::fstat(here)?);
+        Ok(Self { rest: tree::read_dir(here)?.into_iter(), length, time })
     }
 }

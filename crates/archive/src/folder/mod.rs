@@ -30,17 +30,17 @@
 mod dress;
 mod hide;
 mod levels;
+mod noted;
 
 use crate::XattrForm;
 use crate::attributes::At;
-use crate::target::{
-    FileData, Finished, Joints, Kept, LayerPath, Meta, Node, SaveFile, Target, TargetError, Usage,
-};
+use crate::target::{FileData, Finished, Kept, LayerPath, Meta, Node, SaveFile, Target, TargetError, Usage};
 use crate::tree::{self, allocated, timestamps};
 use levels::Levels;
+use noted::Noted;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -77,10 +77,10 @@ pub struct FolderTarget {
     /// The directory whose way was marked last.
     marked: Vec<u8>,
     seed: u64,
-    implied: BTreeSet<LayerPath>,
-    links: BTreeMap<LayerPath, LayerPath>,
-    /// Directories with files that stand for devices 0:0.
-    whiteouts: BTreeSet<LayerPath>,
+    /// Hashes of directories that need not be looked through again: nothing of lower layers is left in them
+    /// ([`Style::Apply`]), or this layer brought more than whiteouts in them ([`Style::Overlay`]).
+    settled: HashSet<u64>,
+    noted: Noted,
 }
 
 impl std::fmt::Debug for FolderTarget {
@@ -123,10 +123,9 @@ impl FolderTarget {
             own: HashSet::new(),
             marked: Vec::new(),
             seed,
+            settled: HashSet::new(),
             // Overlayfs shows the root of the nearest layer. Where a folder is applied to, it is that of the layers below already.
-            implied: (options.style == Style::Overlay).then(LayerPath::root).into_iter().collect(),
-            links: BTreeMap::new(),
-            whiteouts: BTreeSet::new(),
+            noted: Noted::new(options.style == Style::Overlay),
         })
     }
 
@@ -168,9 +167,7 @@ impl FolderTarget {
         let (parent, name) = split(path.as_bytes());
         self.enter(path, parent)?;
         self.mark_own(path.as_bytes());
-        if !self.links.is_empty() {
-            self.links.remove(path);
-        }
+        self.noted.no_link(path);
         let acl = at(self.levels.touch(), "look at the directory of", path)?;
         Ok((name, acl))
     }
@@ -205,11 +202,10 @@ impl FolderTarget {
         let here = LayerPath::new(here)
             .map_err(|reason| TargetError::at("make a parent of", path)(io::Error::other(reason)))?;
         let acl = at(self.levels.touch(), "look at the directory of", &here)?;
-        self.links.remove(&here);
+        self.noted.no_link(&here);
         let meta = Meta { mode: 0o755, ..Meta::default() };
         self.make_dir(&here, name, &meta, acl)?;
-        self.implied.insert(here);
-        Ok(())
+        at(self.noted.imply(&here), "note the directory", &here)
     }
 
     /// Makes a directory, replacing what is no directory, and enters it. One that is there already gets the new meta.
@@ -291,11 +287,7 @@ impl FolderTarget {
         }
         self.levels.usage.bytes = self.levels.usage.bytes.saturating_sub(gone.bytes);
         self.levels.usage.inodes = self.levels.usage.inodes.saturating_sub(gone.inodes);
-        let below = |other: &LayerPath| {
-            other.as_bytes().strip_prefix(path.as_bytes()).is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
-        };
-        self.implied.retain(|other| !below(other));
-        self.links.retain(|other, _| !below(other));
+        self.noted.forget(path);
         Ok(())
     }
 
@@ -377,14 +369,12 @@ impl Target for FolderTarget {
         if path.is_root() {
             at(self.levels.leave_for(b""), "leave a directory for", path)?;
             at(self.levels.touch(), "look at the directory", path)?;
-            self.implied.remove(path);
+            self.noted.listed(path);
             return self.dress_top(path, meta, true, false);
         }
         let (name, acl) = self.prepare(path)?;
         self.make_dir(path, name, meta, acl)?;
-        if !self.implied.is_empty() {
-            self.implied.remove(path);
-        }
+        self.noted.listed(path);
         Ok(())
     }
 
@@ -477,11 +467,6 @@ impl Target for FolderTarget {
             Style::Apply => tree::usage(at(self.levels.root(), "measure", &root)?)
                 .map_err(|error| TargetError::at("measure", &error.path.clone())(error.source))?,
         };
-        let joints = Joints {
-            implied: self.implied.into_iter().collect(),
-            links: self.links.into_iter().collect(),
-            whiteouts: self.whiteouts.into_iter().collect(),
-        };
-        Ok(Finished { usage, joints })
+        Ok(Finished { usage, joints: self.noted.into_joints() })
     }
 }

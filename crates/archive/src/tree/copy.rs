@@ -1,12 +1,13 @@
 //! Copies of whole trees.
 
+use super::ladder::Ladder;
+use super::links::Links;
 use super::{Node, TreeError, allocated, mtime, read_dir, timestamps};
 use crate::attributes::At;
 use crate::target::{LayerPath, Usage};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Uid};
 use rustix::io::Errno;
-use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -23,93 +24,103 @@ pub struct CopyOptions {
 /// the nanosecond, all attributes (overlay's, ACLs and capabilities too), hard links, holes, devices, pipes and
 /// sockets. Data is shared where the file system can (FICLONE), else copied by the kernel.
 ///
-/// Returns what the copy takes.
+/// Returns what the copy takes. Costs a few descriptors, however deep the tree is.
 ///
 /// # Errors
 /// The file system's, with the path. What was copied so far stays.
 pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, options: CopyOptions) -> Result<Usage, TreeError> {
-    let root = LayerPath::root();
     let form = super::Form { xattrs: crate::XattrForm::Trusted, rootless: false, raw: true };
-    let node = Node::at(from, OsStr::new("."), form).map_err(TreeError::at("look at", &root))?;
-    let mut copier = Copier {
-        options,
-        to_root: to,
-        linked: HashMap::new(),
-        usage: Usage { bytes: 0, inodes: 1 },
-        clone: true,
-    };
-    copier.children(from, to, &root, form)?;
-    dress_dir(&node, to).map_err(TreeError::at("set the meta of", &root))?;
-    let stat = rustix::fs::fstat(to).map_err(TreeError::at("look at", &root))?;
-    copier.usage.bytes += allocated(&stat);
+    let mut copier =
+        Copier { options, links: Links::new(to), usage: Usage { bytes: 0, inodes: 1 }, clone: true };
+    copier.tree(from, to, form)?;
     Ok(copier.usage)
+}
+
+/// A directory that is being copied.
+struct Level {
+    rest: std::vec::IntoIter<OsString>,
+    /// How long its path is.
+    length: usize,
+    stat: Stat,
 }
 
 struct Copier<'a> {
     options: CopyOptions,
-    to_root: BorrowedFd<'a>,
-    /// Files with several links that have been copied: by device and inode, under which path.
-    linked: HashMap<(u64, u64), LayerPath>,
+    links: Links<'a>,
     usage: Usage,
     /// Whether FICLONE is worth another try.
     clone: bool,
 }
 
 impl Copier<'_> {
-    fn children(
-        &mut self,
-        from: BorrowedFd<'_>,
-        to: BorrowedFd<'_>,
-        path: &LayerPath,
-        form: super::Form,
-    ) -> Result<(), TreeError> {
-        for name in read_dir(from).map_err(TreeError::at("list", path))? {
-            let below = path
-                .join(name.as_bytes())
-                .map_err(|reason| TreeError::at("descend into", path)(io::Error::other(reason)))?;
-            let node = Node::at(from, &name, form).map_err(TreeError::at("look at", &below))?;
+    fn tree(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, form: super::Form) -> Result<(), TreeError> {
+        let mut path = LayerPath::root();
+        let open = |dir| Ladder::new(dir).map_err(TreeError::at("open", &LayerPath::root()));
+        let (mut source, mut copy) = (open(from)?, open(to)?);
+        let mut levels = vec![level(&source, 0).map_err(TreeError::at("list", &path))?];
+        while let Some(level) = levels.last_mut() {
+            path.cut(level.length);
+            let Some(name) = level.rest.next() else {
+                let stat = level.stat;
+                levels.pop();
+                self.leave(&source, &copy, stat, levels.is_empty(), form)
+                    .map_err(TreeError::at("set the meta of", &path))?;
+                source.up().and_then(|_| copy.up()).map_err(TreeError::at("go back from", &path))?;
+                continue;
+            };
+            path.push(name.as_bytes());
+            let here = || Ok::<_, io::Error>((source.here()?, copy.here()?));
+            let (dir, to) = here().map_err(TreeError::at("look at", &path))?;
+            let node = Node::at(dir, &name, form).map_err(TreeError::at("look at", &path))?;
             if node.file_type() == FileType::Directory {
-                self.directory(&node, to, &below)?;
+                let made = make_dir(&node, to).map_err(TreeError::at("copy the directory", &path))?;
+                source.down(made.0).and_then(|()| copy.down(made.1)).map_err(TreeError::at("open", &path))?;
+                levels
+                    .push(self::level(&source, path.as_bytes().len()).map_err(TreeError::at("list", &path))?);
             } else {
-                self.entry(&node, to, &below).map_err(TreeError::at("copy", &below))?;
+                self.entry(&node, to).map_err(TreeError::at("copy", &path))?;
             }
         }
         Ok(())
     }
 
-    fn directory(&mut self, node: &Node<'_>, to: BorrowedFd<'_>, path: &LayerPath) -> Result<(), TreeError> {
-        let make = || -> io::Result<(OwnedFd, OwnedFd)> {
-            rustix::fs::mkdirat(to, node.name, Mode::RWXU)?;
-            Ok((node.open_dir()?, super::open_dir(to, node.name)?))
-        };
-        let (source, copy) = make().map_err(TreeError::at("copy the directory", path))?;
-        self.children(source.as_fd(), copy.as_fd(), path, node.form)?;
-        dress_dir(node, copy.as_fd()).map_err(TreeError::at("set the meta of", path))?;
-        let stat = rustix::fs::fstat(&copy).map_err(TreeError::at("look at", path))?;
-        self.usage += Usage { bytes: allocated(&stat), inodes: 1 };
+    /// Gives the copy of a directory its meta, when nothing in it will change any more.
+    fn leave(
+        &mut self,
+        source: &Ladder,
+        copy: &Ladder,
+        stat: Stat,
+        root: bool,
+        form: super::Form,
+    ) -> io::Result<()> {
+        let copy = copy.here()?;
+        if root {
+            self.links.drop_folder()?;
+        }
+        dress_dir(&Node { dir: source.here()?, name: OsStr::new("."), stat, form }, copy)?;
+        self.usage += Usage { bytes: allocated(&rustix::fs::fstat(copy)?), inodes: u64::from(!root) };
         Ok(())
     }
 
-    fn entry(&mut self, node: &Node<'_>, to: BorrowedFd<'_>, path: &LayerPath) -> io::Result<()> {
-        if node.stat.st_nlink > 1 {
-            #[allow(clippy::unnecessary_cast, reason = "the fields' types differ between architectures")]
-            let key = (node.stat.st_dev as u64, node.stat.st_ino as u64);
-            if let Some(first) = self.linked.get(&key) {
-                let (dir, name) = open_parent(self.to_root, first)?;
-                let dir = dir.as_ref().map_or(self.to_root, |dir| dir.as_fd());
-                rustix::fs::linkat(dir, &name[..], to, node.name, AtFlags::empty())?;
-                return Ok(());
-            }
-            self.linked.insert(key, path.clone());
+    fn entry(&mut self, node: &Node<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+        if self.links.linked(node, to)? {
+            return Ok(());
         }
         match node.file_type() {
-            FileType::RegularFile => return self.file(node, to),
-            FileType::Symlink => rustix::fs::symlinkat(&node.link_text()?[..], to, node.name)?,
+            FileType::RegularFile => self.file(node, to)?,
             FileType::CharacterDevice | FileType::BlockDevice
                 if self.options.skip_devices && !node.is_whiteout() =>
             {
                 return Ok(());
             }
+            _ => self.special(node, to)?,
+        }
+        self.links.first(node, to)
+    }
+
+    fn special(&mut self, node: &Node<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+        match node.file_type() {
+            FileType::Symlink => rustix::fs::symlinkat(&node.link_text()?[..], to, node.name)?,
             kind => rustix::fs::mknodat(
                 to,
                 node.name,
@@ -156,6 +167,18 @@ impl Copier<'_> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn level(source: &Ladder, length: usize) -> io::Result<Level> {
+    let here = source.here()?;
+    // The time of access is that of before.
+    let stat = rustix::fs::fstat(here)?;
+    Ok(Level { rest: read_dir(here)?.into_iter(), length, stat })
+}
+
+fn make_dir(node: &Node<'_>, to: BorrowedFd<'_>) -> io::Result<(OwnedFd, OwnedFd)> {
+    rustix::fs::mkdirat(to, node.name, Mode::RWXU)?;
+    Ok((node.open_dir()?, super::open_dir(to, node.name)?))
 }
 
 /// The parent of `path` below `root` (`None` for `root` itself) and the last name, no link followed.

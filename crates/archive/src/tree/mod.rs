@@ -3,6 +3,8 @@
 //! Everything here works with descriptors and single names: no path is ever resolved through a link.
 
 mod copy;
+pub(crate) mod ladder;
+mod links;
 mod remove;
 mod walk;
 

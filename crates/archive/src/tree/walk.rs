@@ -1,5 +1,6 @@
 //! Walking a tree in the order a tar wants.
 
+use super::ladder::Ladder;
 use super::{Form, Node, TreeError, allocated};
 use crate::target::{LayerPath, Usage};
 use rustix::fs::{FileType, RawDir};
@@ -41,7 +42,8 @@ pub enum Visit {
 }
 
 /// Visits every entry below `root`, and `root` itself first: a directory before what is in it, names
-/// sorted by bytes. Does not leave through links.
+/// sorted by bytes. Does not leave through links. Costs a few descriptors, however deep the tree is; the names of the directories on
+/// the way are in memory.
 ///
 /// # Errors
 /// The file system's, with the path; whatever `visit` returns, with the path it was called for.
@@ -50,30 +52,29 @@ pub fn walk(
     form: Form,
     visit: &mut dyn FnMut(&LayerPath, &Node<'_>) -> io::Result<Visit>,
 ) -> Result<(), TreeError> {
-    let path = LayerPath::root();
+    let mut path = LayerPath::root();
     let node = Node::at(root, OsStr::new("."), form).map_err(TreeError::at("look at", &path))?;
-    if visit(&path, &node).map_err(TreeError::at("read", &path))? == Visit::Enter {
-        descend(root, &path, form, visit)?;
+    if visit(&path, &node).map_err(TreeError::at("read", &path))? == Visit::Skip {
+        return Ok(());
     }
-    Ok(())
-}
-
-fn descend(
-    dir: BorrowedFd<'_>,
-    path: &LayerPath,
-    form: Form,
-    visit: &mut dyn FnMut(&LayerPath, &Node<'_>) -> io::Result<Visit>,
-) -> Result<(), TreeError> {
-    for name in read_dir(dir).map_err(TreeError::at("list", path))? {
-        let below = path
-            .join(name.as_bytes())
-            .map_err(|reason| TreeError::at("descend into", path)(io::Error::other(reason)))?;
-        let node = Node::at(dir, &name, form).map_err(TreeError::at("look at", &below))?;
-        let next = visit(&below, &node).map_err(TreeError::at("read", &below))?;
+    let mut ladder = Ladder::new(root).map_err(TreeError::at("open", &path))?;
+    let names = |ladder: &Ladder| Ok::<_, io::Error>(read_dir(ladder.here()?)?.into_iter());
+    let mut left = vec![(names(&ladder).map_err(TreeError::at("list", &path))?, 0)];
+    while let Some((rest, length)) = left.last_mut() {
+        path.cut(*length);
+        let Some(name) = rest.next() else {
+            left.pop();
+            ladder.up().map_err(TreeError::at("go back to the directory of", &path))?;
+            continue;
+        };
+        path.push(name.as_bytes());
+        let here = ladder.here().map_err(TreeError::at("look at", &path))?;
+        let node = Node::at(here, &name, form).map_err(TreeError::at("look at", &path))?;
+        let next = visit(&path, &node).map_err(TreeError::at("read", &path))?;
         if next == Visit::Enter && node.file_type() == FileType::Directory {
-            let child = node.open_dir().map_err(TreeError::at("open", &below))?;
-            use std::os::fd::AsFd as _;
-            descend(child.as_fd(), &below, form, visit)?;
+            let child = node.open_dir().map_err(TreeError::at("open", &path))?;
+            ladder.down(child).map_err(TreeError::at("open", &path))?;
+            left.push((names(&ladder).map_err(TreeError::at("list", &path))?, path.as_bytes().len()));
         }
     }
     Ok(())

@@ -31,6 +31,7 @@ pub struct Layer {
     pub style: Style,
     /// Whether the kernel knows whiteouts that are files.
     pub nested: bool,
+    pub rootless: bool,
 }
 
 pub fn open(path: &Path) -> OwnedFd {
@@ -41,7 +42,7 @@ impl Layer {
     pub fn new(style: Style) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("tree")).unwrap();
-        Self { dir, style, nested: true }
+        Self { dir, style, nested: true, rootless: false }
     }
 
     pub fn tree(&self) -> PathBuf {
@@ -60,7 +61,7 @@ impl Layer {
         let options = FolderOptions {
             style: self.style,
             xattrs: XattrForm::Trusted,
-            rootless: false,
+            rootless: self.rootless,
             nested: self.nested,
         };
         let target = FolderTarget::new(open(&self.tree()), options).unwrap();
