@@ -322,18 +322,8 @@ impl Driver for Overlay {
     }
 
     fn commit(&self, id: LayerId, parent: Option<LayerId>, joints: &Joints) -> Result<Changed> {
-        let record = self.home.must("commit", id)?;
-        let not = |reason| Err(Error::new(ErrorKind::NotActive, "commit", reason).layer(id));
-        let known = record.chain.first().copied();
-        match record.kind {
-            Kind::View => return not("the layer is a view"),
-            Kind::Committed if known == parent => return Ok(Changed::No),
-            Kind::Committed => return not("the layer is committed on another parent"),
-            Kind::Active if known.is_some() && known != parent => {
-                let reason = "the layer was made on another parent";
-                return Err(Error::new(ErrorKind::Invalid, "commit", reason).layer(id));
-            }
-            Kind::Active => {}
+        if self.home.to_commit(id, parent, true)?.is_none() {
+            return Ok(Changed::No);
         }
         let chain = self.home.chain_on("commit", parent, self.features.max_layers)?;
         let (hidden, nested) = self.home.inherited("commit", parent)?;

@@ -203,26 +203,11 @@ impl Driver for Vfs {
     }
 
     fn commit(&self, id: LayerId, parent: Option<LayerId>, joints: &Joints) -> Result<Changed> {
-        let record = self.home.must("commit", id)?;
-        let fail = |kind, reason: &str| Err(Error::new(kind, "commit", reason).layer(id));
-        let known = record.chain.first().copied();
-        match record.kind {
-            Kind::View => return fail(ErrorKind::NotActive, "the layer is a view"),
-            Kind::Committed if known == parent => return Ok(Changed::No),
-            Kind::Committed => return fail(ErrorKind::NotActive, "the layer is committed on another parent"),
-            Kind::Active if known.is_none() && parent.is_some() => {
-                let reason = "vfs must know the parent when the layer is made";
-                return fail(ErrorKind::Unsupported, reason);
-            }
-            Kind::Active if known != parent => {
-                return fail(ErrorKind::Invalid, "the layer was made on another parent");
-            }
-            Kind::Active => {}
-        }
+        let Some(record) = self.home.to_commit(id, parent, false)? else { return Ok(Changed::No) };
         self.home.chain_on("commit", parent, NO_LIMIT)?;
         if let Some((link, existing)) = joints.links.first() {
             let reason = format!("{link} links to {existing}, and no layer below has that file");
-            return fail(ErrorKind::Invalid, &reason);
+            return Err(Error::new(ErrorKind::Invalid, "commit", reason).layer(id));
         }
         self.home.write_record(id, &Record { kind: Kind::Committed, ..record })?;
         Ok(Changed::Yes)

@@ -210,6 +210,29 @@ impl Home {
         Ok(record)
     }
 
+    /// The record of a layer that is to be committed on `parent`; `None` if that is done already.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotActive`], [`ErrorKind::Invalid`], as [`crate::Driver::commit`] tells; [`ErrorKind::Unsupported`] if the parent is named
+    /// only now and not `late`.
+    pub fn to_commit(&self, id: LayerId, parent: Option<LayerId>, late: bool) -> Result<Option<Record>> {
+        let record = self.must("commit", id)?;
+        let fail = |kind, reason| Err(Error::new(kind, "commit", reason).layer(id));
+        let known = record.chain.first().copied();
+        match record.kind {
+            Kind::View => fail(ErrorKind::NotActive, "the layer is a view"),
+            Kind::Committed if known == parent => Ok(None),
+            Kind::Committed => fail(ErrorKind::NotActive, "the layer is committed on another parent"),
+            Kind::Active if known.is_none() && parent.is_some() && !late => {
+                fail(ErrorKind::Unsupported, "this driver must know the parent when the layer is made")
+            }
+            Kind::Active if known != parent && (known.is_some() || !late) => {
+                fail(ErrorKind::Invalid, "the layer was made on another parent")
+            }
+            Kind::Active => Ok(Some(record)),
+        }
+    }
+
     /// What a layer on `parent` inherits: how many of the farthest layers of that one's chain are hidden, and whether
     /// whiteouts of an inner overlay are kept there.
     ///

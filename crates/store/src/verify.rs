@@ -5,7 +5,6 @@ use crate::check::{Found, told};
 use crate::{Code, Error, Result, Store, findings};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use sha2::{Digest as _, Sha256, Sha512};
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -95,7 +94,8 @@ impl Store {
     /// Compares an image layer's files with its manifest, and reads its recipe.
     ///
     /// A driver that keeps what a layer brings in a folder of its own has just that folder compared; of one that keeps
-    /// whole trees, the tree is compared with the manifests of all layers it is made of.
+    /// whole trees, the tree is compared with the manifests of all layers it is made of: there every layer has copies of its own of what lies below,
+    /// which go bad on their own and are what containers are made of, so that a check reads them all, layer by layer.
     pub(crate) fn check_content(&self, layer: &Layer) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         let folder = self.layout.layer(&layer.driver, layer.id);
@@ -113,7 +113,7 @@ impl Store {
         let driver = self.driver_named(&layer.driver)?;
         let _reading = self.reading_layers()?;
         let own = driver.own_folder(layer.id)?;
-        let chain = if own.is_some() { vec![layer.id] } else { self.chain_up_to(layer)? };
+        let chain = self.chain_up_to(layer)?;
         let paths: Vec<PathBuf> =
             chain.iter().map(|id| self.layout.layer(&layer.driver, *id).join("manifest")).collect();
         let openers: Vec<_> = paths
@@ -122,23 +122,21 @@ impl Store {
             .collect();
         let manifests: Vec<manifest::Open<'_>> =
             openers.iter().map(|open| open as manifest::Open<'_>).collect();
+        let (below, manifests) =
+            if own.is_some() { manifests.split_at(manifests.len() - 1) } else { (&[][..], &manifests[..]) };
         let form =
             Form { xattrs: self.identity.xattrs, rootless: self.identity.rootless, raw: own.is_some() };
-        let brought = joined_files(&paths);
         let mut report = |finding: manifest::Finding| {
-            if finding.problem == manifest::Problem::Extra && brought.contains(&finding.path) {
-                return;
-            }
             let detail = finding.problem.to_string();
             found.push(Found::layer(findings::LAYER_CONTENT, layer, detail).at(&finding.path));
         };
         let verified = match own {
             Some(own) => {
                 let root = crate::layout::open_folder(&own)?;
-                manifest::verify(&manifests, root.as_fd(), form, &mut report)
+                manifest::verify(manifests, below, root.as_fd(), form, &mut report)
             }
             None => match self.view_of(layer) {
-                Ok(view) => manifest::verify(&manifests, view.root(), form, &mut report),
+                Ok(view) => manifest::verify(manifests, below, view.root(), form, &mut report),
                 Err(e) => {
                     found.push(Found::layer(findings::LAYER_STRUCTURE, layer, told(&e)));
                     return Ok(found);
@@ -168,21 +166,6 @@ impl Store {
             Ok(chain)
         })
     }
-}
-
-/// Files of lower layers that a layer has a copy of, because it has a hard link to them: joining brought them, so that both names
-/// stay one file. A manifest that cannot be read is reported elsewhere.
-fn joined_files(manifests: &[PathBuf]) -> BTreeSet<LayerPath> {
-    let mut out = BTreeSet::new();
-    for path in manifests {
-        let Ok(reader) = File::open(path).and_then(manifest::Reader::new) else { continue };
-        for entry in reader.flatten() {
-            if let manifest::What::HardLink(to) = entry.what {
-                out.insert(to);
-            }
-        }
-    }
-    out
 }
 
 /// Opens a regular file of a tree, through no link.

@@ -1,5 +1,6 @@
 //! A layer's folder compared with its manifest.
 
+use super::borrowed::Borrowed;
 use super::{Entry, Facts, Reader, What};
 use crate::target::{LayerPath, Node as Special, Time};
 use crate::tree::{Form, Node, TreeError, Visit, walk};
@@ -80,35 +81,40 @@ pub enum VerifyError {
 }
 
 /// What is expected at a path. The digest of the path is the key: paths themselves would take most of the memory.
-struct Expected {
+pub(super) struct Expected {
     /// The record's number, counted over all manifests.
-    index: u64,
-    what: What,
-    facts: Facts,
+    pub(super) index: u64,
+    pub(super) what: What,
+    pub(super) facts: Facts,
+    /// The name of a file of the layers below that this is another name of.
+    pub(super) same_as: Option<LayerPath>,
     seen: bool,
 }
 
+/// How many links to links are followed to a file.
+const MOST_LINKS: usize = 40;
+
 #[derive(Default)]
-struct Plan {
-    expected: HashMap<u128, Expected>,
+pub(super) struct Plan {
+    pub(super) expected: HashMap<u128, Expected>,
     /// Records before this number are hidden at and below the path.
     hidden: HashMap<u128, u64>,
     /// Records before this number are hidden below the path.
     hidden_below: HashMap<u128, u64>,
 }
 
-fn key(path: &[u8]) -> u128 {
+pub(super) fn key(path: &[u8]) -> u128 {
     xxh3_128(path)
 }
 
 /// The paths of the directories that an entry lies in, the nearest first.
-fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     let slashes = (0..path.len()).rev().filter(|at| path[*at] == b'/').map(|at| &path[..at]);
     slashes.chain((!path.is_empty()).then_some(&b""[..]))
 }
 
 impl Plan {
-    fn read(&mut self, manifest: &mut dyn Read, start: u64, raw: bool) -> io::Result<u64> {
+    pub(super) fn read(&mut self, manifest: &mut dyn Read, start: u64, raw: bool) -> io::Result<u64> {
         let mut index = start;
         for entry in Reader::new(manifest)? {
             self.add(entry?, index, start, raw);
@@ -126,8 +132,10 @@ impl Plan {
                 let own = self.expected.get(&at).filter(|e| e.index >= start);
                 let own = own.is_some_and(|e| !self.is_hidden(entry.path.as_bytes(), e.index));
                 if raw && !own {
-                    self.expected
-                        .insert(at, Expected { index, what: entry.what, facts: entry.facts, seen: false });
+                    self.expected.insert(
+                        at,
+                        Expected { index, what: entry.what, facts: entry.facts, same_as: None, seen: false },
+                    );
                 }
                 return;
             }
@@ -151,11 +159,35 @@ impl Plan {
         if entry.what == What::ImpliedDir && listed {
             return;
         }
-        self.expected.insert(at, Expected { index, what: entry.what, facts: entry.facts, seen: false });
+        self.expected
+            .insert(at, Expected { index, what: entry.what, facts: entry.facts, same_as: None, seen: false });
+    }
+
+    /// Something that may be there, and then as told.
+    pub(super) fn allow(&mut self, path: &[u8], what: What, facts: Facts) {
+        let expected = Expected { index: u64::MAX, what, facts, same_as: None, seen: true };
+        self.expected.entry(key(path)).or_insert(expected);
+    }
+
+    /// What is recorded of a file, through however many links.
+    pub(super) fn file(&self, path: &LayerPath) -> Option<(What, Facts)> {
+        let mut path = path;
+        for _ in 0..MOST_LINKS {
+            let found = self.expected.get(&key(path.as_bytes()))?;
+            match &found.what {
+                _ if self.is_hidden(path.as_bytes(), found.index) => return None,
+                What::HardLink(to) => path = to,
+                What::File(..) | What::Symlink(_) | What::Special(_) => {
+                    return Some((found.what.clone(), found.facts));
+                }
+                What::Dir | What::ImpliedDir | What::Whiteout | What::Opaque | What::Absent => return None,
+            }
+        }
+        None
     }
 
     /// Whether the record `index` of `path` is hidden by a later one.
-    fn is_hidden(&self, path: &[u8], index: u64) -> bool {
+    pub(super) fn is_hidden(&self, path: &[u8], index: u64) -> bool {
         let over =
             |map: &HashMap<u128, u64>, path: &[u8]| map.get(&key(path)).is_some_and(|until| index < *until);
         if over(&self.hidden, path) {
@@ -189,7 +221,8 @@ pub type Open<'a> = &'a dyn Fn() -> io::Result<Box<dyn Read>>;
 /// Compares the tree at `root` with its manifests, and tells `report` what differs.
 ///
 /// `manifests` are those of the layers that the tree is made of, the base's first: with a layer's own folder (`form.raw`)
-/// only its own, with a whole tree those of the whole chain.
+/// only its own, with a whole tree those of the whole chain. `below` are those of the layers below a layer's own folder, in the same order;
+/// they are read only if the layer has hard links to files of theirs, of which it then has copies.
 ///
 /// Compared are type, mode, owner, time, attributes, link texts, device numbers, links between files, length and content. Not
 /// compared are implied directories, and of a symbolic link its mode and, in a rootless store, its owner and
@@ -199,6 +232,7 @@ pub type Open<'a> = &'a dyn Fn() -> io::Result<Box<dyn Read>>;
 /// A manifest is damaged; the tree cannot be walked.
 pub fn verify(
     manifests: &[Open<'_>],
+    below: &[Open<'_>],
     root: BorrowedFd<'_>,
     form: Form,
     report: &mut dyn FnMut(Finding),
@@ -208,6 +242,11 @@ pub fn verify(
     for (number, open) in manifests.iter().enumerate() {
         let own = form.raw && number + 1 == manifests.len();
         index = open().and_then(|mut m| plan.read(&mut m, index, own)).map_err(VerifyError::Manifest)?;
+    }
+    if let ([own], true) = (manifests, form.raw) {
+        Borrowed::of(&plan, own)
+            .and_then(|borrowed| borrowed.expect(&mut plan, below))
+            .map_err(VerifyError::Manifest)?;
     }
     let mut verified = Verified::default();
     let mut links = Links::default();
@@ -224,7 +263,7 @@ pub fn verify(
             return Ok(Visit::Skip);
         };
         expected.seen = true;
-        links.note(path, at, &expected.what, node);
+        links.note(path, at, expected, node);
         let mut problem = |problem| report(Finding { path: path.clone(), problem });
         if let Err(error) = compare(expected, node, &mut verified, &mut problem) {
             problem(Problem::Unreadable(error.to_string()));
@@ -265,10 +304,10 @@ struct Links {
 }
 
 impl Links {
-    fn note(&mut self, path: &LayerPath, at: u128, what: &What, node: &Node<'_>) {
+    fn note(&mut self, path: &LayerPath, at: u128, expected: &Expected, node: &Node<'_>) {
         let identity = (node.stat.st_dev, node.stat.st_ino);
-        match what {
-            What::HardLink(to) => self.names.push((path.clone(), to.clone(), identity)),
+        match (&expected.what, &expected.same_as) {
+            (What::HardLink(to), _) | (_, Some(to)) => self.names.push((path.clone(), to.clone(), identity)),
             _ if node.stat.st_nlink < 2 || node.file_type() == FileType::Directory => return,
             _ => {}
         }
@@ -464,7 +503,7 @@ mod tests {
         let open = || Ok(Box::new(io::Cursor::new(manifest.to_vec())) as Box<dyn Read>);
         let dir = std::fs::File::open(root).unwrap();
         let mut found = Vec::new();
-        verify(&[&open], dir.as_fd(), FORM, &mut |f| found.push(format!("{} {}", f.path, f.problem)))
+        verify(&[&open], &[], dir.as_fd(), FORM, &mut |f| found.push(format!("{} {}", f.path, f.problem)))
             .unwrap();
         found.sort();
         found
@@ -521,6 +560,43 @@ mod tests {
     }
 
     #[test]
+    fn files_of_layers_below_that_are_linked_to_are_compared_with_what_those_recorded() {
+        let root = tree();
+        let base = recorded(root.path());
+        let dir = std::fs::File::open(root.path()).unwrap();
+        // As joining leaves it: a copy of `d/e/f` with its directories, and the layer's own name for it.
+        for name in ["f", "h", "l"] {
+            std::fs::remove_file(root.path().join(name)).unwrap();
+        }
+        std::fs::hard_link(root.path().join("d/e/f"), root.path().join("mine")).unwrap();
+        let mut writer = Writer::new(Vec::new()).unwrap();
+        let link = What::HardLink(LayerPath::new("d/e/f").unwrap());
+        writer.entry(&LayerPath::new("mine").unwrap(), &link, &Facts::default()).unwrap();
+        let own = writer.finish().unwrap();
+        let (open_base, open_own) = (
+            || Ok(Box::new(io::Cursor::new(base.clone())) as Box<dyn Read>),
+            || Ok(Box::new(io::Cursor::new(own.clone())) as Box<dyn Read>),
+        );
+        let findings = || {
+            let mut found = Vec::new();
+            let mut report = |f: Finding| found.push(format!("{} {}", f.path, f.problem));
+            verify(&[&open_own], &[&open_base], dir.as_fd(), FORM, &mut report).unwrap();
+            found
+        };
+        assert_eq!(findings(), [""; 0]);
+        let at = root.path().join("d/e/f");
+        let time = std::fs::metadata(&at).unwrap().modified().unwrap();
+        std::fs::write(&at, "c0ntent").unwrap();
+        std::fs::File::options().write(true).open(&at).unwrap().set_modified(time).unwrap();
+        let wrong = "its content is not what was unpacked";
+        assert_eq!(findings(), [format!("/d/e/f {wrong}"), format!("/mine {wrong}")]);
+        std::fs::write(root.path().join("d/e/other"), "").unwrap();
+        assert!(findings().contains(&"/d/e/other it does not belong to the layer".to_owned()));
+        std::fs::remove_file(root.path().join("mine")).unwrap();
+        assert!(findings().contains(&"/mine it is missing".to_owned()));
+    }
+
+    #[test]
     fn a_whole_tree_is_compared_with_its_chain() {
         let root = tree();
         let base = recorded(root.path());
@@ -540,10 +616,10 @@ mod tests {
         let open_base = || Ok(Box::new(io::Cursor::new(base.clone())) as Box<dyn Read>);
         let open_top = || Ok(Box::new(io::Cursor::new(top.clone())) as Box<dyn Read>);
         let mut found = Vec::new();
-        verify(&[&open_base, &open_top], dir.as_fd(), whole, &mut |f| found.push(f)).unwrap();
+        verify(&[&open_base, &open_top], &[], dir.as_fd(), whole, &mut |f| found.push(f)).unwrap();
         assert_eq!(found, []);
         std::fs::create_dir(root.path().join("d/e")).unwrap();
-        verify(&[&open_base, &open_top], dir.as_fd(), whole, &mut |f| found.push(f)).unwrap();
+        verify(&[&open_base, &open_top], &[], dir.as_fd(), whole, &mut |f| found.push(f)).unwrap();
         assert!(
             found.iter().any(|f| f.problem == Problem::Extra),
             "what a whiteout hides came back: {found:?}"

@@ -70,7 +70,7 @@ fn verify(manifests: &[&[u8]], tree: &Path, raw: bool, top: &Layer) {
         .collect();
     let opens: Vec<manifest::Open<'_>> = readers.iter().map(|read| read as manifest::Open<'_>).collect();
     let mut findings = Vec::new();
-    manifest::verify(&opens, open(tree).as_fd(), form, &mut |finding| findings.push(finding))
+    manifest::verify(&opens, &[], open(tree).as_fd(), form, &mut |finding| findings.push(finding))
         .expect("what was just written");
     // Links to files of lower layers are made when the layer is joined.
     findings.retain(|finding| {

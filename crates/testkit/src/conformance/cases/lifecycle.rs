@@ -2,7 +2,7 @@
 
 use super::case;
 use crate::conformance::lab::ensure;
-use crate::conformance::{Case, Content, Failure, Lab, Outcome, Told};
+use crate::conformance::{Case, Content, Failure, Hand, Lab, Outcome, Told};
 use crate::tree::{Compare, Tree};
 use std::collections::BTreeMap;
 use vellum_archive::target::Joints;
@@ -234,10 +234,12 @@ fn removal_is_not_deletion(lab: &Lab<'_>) -> Outcome {
 
 fn renamed_layer(lab: &Lab<'_>) -> Outcome {
     let base = lab.layer(None, |hand| hand.file("base", "base", 0o644))?;
-    let damaged = lab.layer(Some(base), |hand| hand.file("f", "right", 0o644))?;
+    // The same to the nanosecond, whichever layer it lies in.
+    let file = |hand: &Hand| hand.file("f", "right", 0o644).and_then(|()| hand.time("f", 7, 7));
+    let damaged = lab.layer(Some(base), file)?;
     let above = lab.layer(Some(damaged), |hand| hand.file("above", "above", 0o644))?;
     let before = lab.snapshot(above)?;
-    let sound = lab.layer(Some(base), |hand| hand.file("f", "right", 0o644))?;
+    let sound = lab.layer(Some(base), file)?;
     lab.refused(lab.driver().rename(sound, damaged), ErrorKind::Exists)?;
     let active = lab.create(Some(base))?;
     lab.refused(lab.driver().rename(active, lab.new_id()?), ErrorKind::NotCommitted)?;
