@@ -79,12 +79,19 @@ impl Features {
     /// The result for `home`, from its file if that is of this boot, else by probing. A refusal is not kept.
     pub(crate) fn of(home: BorrowedFd<'_>, path: &Path, form: XattrForm) -> Result<Self> {
         let key = key(home, form).map_err(|error| Error::system("find out what was probed", error))?;
-        if let Some(features) = read(home, &key) {
+        if let Some(features) = read(home, Some(&key)) {
             return Ok(features);
         }
-        let features = probe(home, path, form)
+        let features = match probe(home, path, form) {
+            // A full disk keeps nobody from opening the store to remove something from it: what another boot found will do.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                read(home, None).ok_or(error).map(|features| (features, false))
+            }
+            result => result.map(|features| (features, true)),
+        };
+        let (features, is_new) = features
             .map_err(|error| Error::system(format!("probe overlayfs in {}", path.display()), error))?;
-        if features.refused.is_none() {
+        if is_new && features.refused.is_none() {
             // Without the file the next command probes again.
             let _ = write(home, &key, &features);
         }
@@ -99,12 +106,14 @@ fn key(home: BorrowedFd<'_>, form: XattrForm) -> io::Result<String> {
     Ok(format!("2 {} {} {device} {form:?}", boot.trim(), user.display()))
 }
 
-fn read(home: BorrowedFd<'_>, key: &str) -> Option<Features> {
+/// What was probed under this key, or under any.
+fn read(home: BorrowedFd<'_>, key: Option<&str>) -> Option<Features> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(home, FILE, flags, Mode::empty()).ok()?;
     let text = io::read_to_string(std::fs::File::from(file)).ok()?;
     let mut lines = text.strip_suffix("end\n")?.lines();
-    if lines.next()? != key {
+    let found = lines.next()?;
+    if key.is_some_and(|key| key != found) {
         return None;
     }
     let mut features = Features::default();

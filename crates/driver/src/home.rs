@@ -298,7 +298,7 @@ impl Home {
         Ok(())
     }
 
-    /// Moves the layer's folder into the trash as `<driver>-<id>-<n>`.
+    /// Moves the layer's folder into the trash as `<driver>-<id>-<n>`; on a disk too full for that, deletes it.
     ///
     /// # Errors
     /// The file system's.
@@ -311,6 +311,11 @@ impl Home {
                 Ok(()) => return Ok(Changed::Yes),
                 Err(Errno::NOENT) => return Ok(Changed::No),
                 Err(Errno::EXIST) => {}
+                // A full disk has no room for the new name; deleting here and now makes some.
+                Err(Errno::NOSPC | Errno::DQUOT) => {
+                    tree::remove(self.dir(), OsStr::new(&id.to_string()))?;
+                    return Ok(Changed::Yes);
+                }
                 Err(error) => return Err(failed(error.into())),
             }
         }

@@ -155,7 +155,11 @@ impl Store {
             let report = RemoveReport { untagged: untagged.clone(), ..RemoveReport::default() };
             if untagged.len() < image.names.len() {
                 untagged.iter().try_for_each(|name| images::untag(tx, driver, name))?;
-                self.follow_image(tx, driver, &image.id)?;
+                match self.follow_image(tx, driver, &image.id) {
+                    // On a full disk names can be taken away all the same; `check` has the file follow later.
+                    Err(e) if e.code() == Code::Full => {}
+                    result => result?,
+                }
                 return Ok((report, Vec::new()));
             }
             if image.containers > 0 && !force {

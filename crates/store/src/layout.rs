@@ -93,6 +93,7 @@ impl Layout {
         let root = self.own_root()?;
         let before = rustix::fs::fstat(&root).map_err(|e| self.unusable(e.into()))?.st_mode & 0o7777;
         let mode = if rootless { 0o700 } else { 0o711 };
+        // Changing it, even into what it is, needs room on a file system that copies on write.
         if before != mode {
             self.nothing_of_others(&root, before)?;
             rustix::fs::fchmod(&root, Mode::from_raw_mode(mode)).map_err(|e| self.unusable(e.into()))?;
@@ -111,7 +112,7 @@ impl Layout {
         ] {
             make_folder(&path).map_err(|e| e.with_hint(ELSEWHERE))?;
         }
-        Ok(())
+        crate::locks::make_files(self)
     }
 }
 

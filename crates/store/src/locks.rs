@@ -24,10 +24,41 @@ use vellum_sys::lock::{FileLock, is_held};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct OwnerId(pub(crate) i64);
 
+/// Lock files that are there from the beginning, for operations on a disk that has no room for one more file. Their numbers are
+/// used again, which only means that what a dead one left is cleaned up when the next one has ended.
+const SPARE: i64 = 8;
+
 impl OwnerId {
     fn file_name(self) -> String {
-        format!("owner-{:016x}", self.0)
+        match self.is_spare() {
+            true => format!("spare-{}", self.0),
+            false => format!("owner-{:016x}", self.0),
+        }
     }
+
+    fn is_spare(self) -> bool {
+        (0..SPARE).contains(&self.0)
+    }
+}
+
+/// Makes the lock files that must be there on a full disk. The last one says that all are.
+pub(crate) fn make_files(layout: &Layout) -> Result<()> {
+    let spare = |number| OwnerId(number).file_name();
+    if layout.lock(&spare(SPARE - 1)).exists() {
+        return Ok(());
+    }
+    let fixed = ["store", "layers", "sweep", "write", "trash"].map(str::to_owned);
+    for name in fixed.into_iter().chain((0..SPARE).map(spare)) {
+        let path = layout.lock(&name);
+        match vellum_sys::file::create(rustix::fs::CWD, &path, 0o600) {
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            // A store of an earlier version on a full disk: whoever needs the file says so.
+            Err(e) if crate::error::code_of(&e) == Code::Full => return Ok(()),
+            Err(e) => return Err(Error::io("make the lock", path, e)),
+        }
+    }
+    Ok(())
 }
 
 /// An operation at work: its lock says that it lives.
@@ -46,13 +77,29 @@ impl Owner {
                 .map_err(|e| Error::io("draw a random number", "getrandom", e))?;
             let id = OwnerId(i64::from_le_bytes(bytes) & i64::MAX);
             let path = layout.lock(&id.file_name());
-            let failed = |e| Error::io("take the lock", &path, e);
-            let lock = FileLock::exclusive(&path).map_err(failed)?;
+            let lock = match FileLock::exclusive(&path) {
+                Ok(lock) => lock,
+                Err(e) if crate::error::code_of(&e) == Code::Full => return Self::announce_spare(layout, e),
+                Err(e) => return Err(Error::io("take the lock", &path, e)),
+            };
             // A sweep may have removed the file between its making and its locking.
             if is_same_file(lock.file(), &path) {
                 return Ok(Self { id, path, _lock: lock });
             }
         }
+    }
+
+    /// Announces an operation where there is no room for a file of its own.
+    fn announce_spare(layout: &Layout, full: std::io::Error) -> Result<Self> {
+        for id in (0..SPARE).map(OwnerId) {
+            let path = layout.lock(&id.file_name());
+            if path.exists()
+                && let Ok(Some(lock)) = FileLock::try_exclusive(&path)
+            {
+                return Ok(Self { id, path, _lock: lock });
+            }
+        }
+        Err(Error::io("take the lock", layout.locks(), full))
     }
 }
 
@@ -66,6 +113,9 @@ impl Owner {
 impl Drop for Owner {
     /// Nobody waits on this lock, and its name never comes back, so the file can go.
     fn drop(&mut self) {
+        if self.id.is_spare() {
+            return;
+        }
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -86,6 +136,9 @@ pub(crate) fn lives(layout: &Layout, owner: OwnerId) -> Result<bool> {
 
 /// Removes the lock file of an operation that is dead and that the catalog does not know any more.
 pub(crate) fn remove_lock(layout: &Layout, owner: OwnerId) {
+    if owner.is_spare() {
+        return;
+    }
     let _ = std::fs::remove_file(layout.lock(&owner.file_name()));
 }
 

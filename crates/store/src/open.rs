@@ -226,7 +226,11 @@ impl Store {
         };
         if store.read_only.is_none() {
             crate::reserve::keep(store.layout.root());
-            recovery::at_open(&store)?;
+            match recovery::at_open(&store) {
+                // What died is cleaned up by the next who has room for it.
+                Err(e) if e.code() == Code::Full => {}
+                result => result?,
+            }
         }
         Ok(store)
     }

@@ -1,8 +1,10 @@
 //! A little room kept back, so that a full disk can still be emptied by the store itself.
 //!
-//! Removing anything needs a few pages of the catalog, and opening it needs room for the log's index. `ROOT/reserve` is a file of two mebibytes that
-//! is there for that: it is deleted when a full disk keeps the store from being opened or something from being removed, never for
-//! what adds to the store; and made again when there is room.
+//! What removing needs is there before, as far as that can be: the catalog's log has its room ([`crate::catalog`]), locks are files that are
+//! there ([`crate::locks`]), and a layer that cannot be moved to the trash is deleted in place. `ROOT/reserve`, two mebibytes, is for
+//! the rest (a folder that must grow, a catalog that must be checkpointed, a driver that tries something out): it is deleted when a full
+//! disk keeps the store from being opened or something from being removed, never for what adds to the store; and made again when there is
+//! room.
 
 use rustix::fs::FallocateFlags;
 use std::path::Path;

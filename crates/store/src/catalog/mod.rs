@@ -24,7 +24,7 @@
 //!
 //! # Rules
 //! - `catalog.db` is opened by SQLite and nobody else: closing any other descriptor of it would drop its locks.
-//!   Only the index of its log (`-shm`) is made, empty, before SQLite opens it, when there is none.
+//!   Only its log (`-wal`) and the log's index (`-shm`) are made before SQLite opens it, when there are none ([`room`]).
 //! - A connection is used by one thread at a time and never crosses a fork (children are started by exec, and every
 //!   descriptor is closed on exec).
 //! - Every write is BEGIN IMMEDIATE, behind the lock `locks/write`, on which the kernel queues writers: SQLite's own
@@ -38,16 +38,17 @@ pub(crate) mod damage;
 pub(crate) mod images;
 pub(crate) mod intents;
 pub(crate) mod layers;
+mod room;
 pub(crate) mod schema;
 pub(crate) mod snapshots;
 
 use crate::{Code, Error, Result};
 use rusqlite::{Connection, OpenFlags, Row, Transaction, TransactionBehavior};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use vellum_sys::lock::FileLock;
 
 /// How durable a commit is.
@@ -65,6 +66,8 @@ pub(crate) struct Catalog {
     path: PathBuf,
     write_lock: PathBuf,
     read_only: bool,
+    /// Connections are for this process alone: the disk is full.
+    alone: AtomicBool,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -78,6 +81,7 @@ impl Catalog {
             path: path.to_owned(),
             write_lock: write_lock.to_owned(),
             read_only,
+            alone: AtomicBool::new(false),
             idle: Mutex::new(Vec::new()),
         };
         catalog.give_back(catalog.connect(false)?);
@@ -91,6 +95,7 @@ impl Catalog {
             path: path.to_owned(),
             write_lock: write_lock.to_owned(),
             read_only: false,
+            alone: AtomicBool::new(false),
             idle: Mutex::new(Vec::new()),
         };
         let mut connection = catalog.connect(true)?;
@@ -100,17 +105,44 @@ impl Catalog {
         Ok(catalog)
     }
 
+    /// A connection: an ordinary one, or one for this process alone where a full disk leaves no room for the log's index.
     fn connect(&self, create: bool) -> Result<Connection> {
         if !self.read_only {
-            make_index(&self.path)?;
+            room::make_files(&self.path)?;
         }
+        let until = Instant::now() + BUSY;
+        loop {
+            if !self.alone.load(Ordering::Relaxed) {
+                match self.connect_as(create, false) {
+                    Err(e) if e.code() == Code::Full => {}
+                    result => return result,
+                }
+                self.path.parent().into_iter().for_each(crate::reserve::release);
+            }
+            match self.connect_as(create, true) {
+                // Another process has it open, and so the index is there; or it is alone with it, and ends soon.
+                Err(e) if e.code() == Code::InUse && Instant::now() < until => {}
+                result => {
+                    self.alone.store(result.is_ok(), Ordering::Relaxed);
+                    return result;
+                }
+            }
+        }
+    }
+
+    fn connect_as(&self, create: bool, alone: bool) -> Result<Connection> {
         let mut flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_READ_WRITE;
         if create {
             flags |= OpenFlags::SQLITE_OPEN_CREATE;
         }
-        let connection = Connection::open_with_flags(&self.path, flags)
-            .map_err(|e| Error::from(e).object(self.path.display()))?;
-        connection.busy_timeout(BUSY)?;
+        let connection = if alone {
+            room::open_alone(&self.path, flags)?
+        } else {
+            let connection = Connection::open_with_flags(&self.path, flags)
+                .map_err(|e| Error::from(e).object(self.path.display()))?;
+            connection.busy_timeout(BUSY)?;
+            connection
+        };
         connection.set_prepared_statement_cache_capacity(64);
         connection.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         connection.execute_batch(
@@ -121,14 +153,8 @@ impl Catalog {
             connection.pragma_update(None, "query_only", true)?;
         }
         // The first look at the file makes the log's index, which needs room.
-        let look = || connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
-        match look().map_err(Error::from) {
-            Err(e) if e.code() == Code::Full && !self.read_only => {
-                self.path.parent().into_iter().for_each(crate::reserve::release);
-                look()?;
-            }
-            result => drop(result?),
-        }
+        connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0))?;
+        connection.busy_timeout(BUSY)?;
         Ok(connection)
     }
 
@@ -274,24 +300,6 @@ pub(crate) fn integer(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
-/// Makes the log's index before SQLite does, such that writing to it through memory needs no new space: on a file system that copies
-/// on write (btrfs), a full disk would otherwise be a SIGBUS in the middle of a read.
-fn make_index(catalog: &Path) -> Result<()> {
-    let mut name = catalog.as_os_str().to_owned();
-    name.push("-shm");
-    match vellum_sys::file::create(rustix::fs::CWD, &name, 0o600) {
-        Ok(file) => {
-            // Where there is no such flag there is no such trouble.
-            if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
-                let _ = rustix::fs::ioctl_setflags(&file, flags | rustix::fs::IFlags::NOCOW);
-            }
-            Ok(())
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(Error::io("make the catalog's index", PathBuf::from(name), e)),
-    }
-}
-
 /// Whether a file is there that could be a catalog, without opening it.
 pub(crate) fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|meta| meta.len() > 0)
@@ -301,8 +309,7 @@ pub(crate) fn exists(path: &Path) -> bool {
 pub(crate) fn make_file(path: &Path) -> Result<()> {
     match vellum_sys::file::create(rustix::fs::CWD, path, 0o600) {
         Ok(file) => {
-            let file: File = file;
-            drop(file);
+            room::write_in_place(&file);
             Ok(())
         }
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),

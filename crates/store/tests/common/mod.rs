@@ -123,6 +123,15 @@ impl Image {
         )
     }
 
+    /// Layers of large files, a mebibyte each.
+    pub fn bulky(seed: u8, layers: usize, mib: usize) -> Self {
+        let file = |layer: usize, number: usize| vec![seed ^ (layer * 16 + number) as u8; 1 << 20];
+        let tar = |layer| {
+            (0..mib).fold(Tar::new(), |tar, n| tar.file(&format!("{seed}-{layer}-{n}"), &file(layer, n)))
+        };
+        Self::new((0..layers).map(|layer| tar(layer).end()).collect())
+    }
+
     pub fn layer(&self, index: usize, compression: Compression) -> Bytes {
         let mut encoder = Encoder::new(compression, Vec::new()).unwrap();
         encoder.write_all(&self.tars[index]).unwrap();
