@@ -1,6 +1,8 @@
 //! Images made in memory, and stores that clean up after themselves.
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses some of it")]
 
+pub mod model;
+
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use vellum_archive::compression::{Compression, Encoder};
@@ -264,4 +266,17 @@ pub fn tree(root: &Path) -> Vec<String> {
     let mut out = Vec::new();
     walk(root, root, &mut out);
     out
+}
+
+/// How long a campaign runs, and from which seed: short in every run of the tests, long as `cargo xtask campaign` says.
+pub fn campaign(seconds: u64) -> (std::time::Duration, u64) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let seconds = number("VELLUM_CAMPAIGN_SECONDS").unwrap_or(seconds);
+    let seed = number("VELLUM_CAMPAIGN_SEED").unwrap_or(1);
+    (std::time::Duration::from_secs(seconds), seed)
+}
+
+/// Tells what a campaign did. Seen with `--nocapture`.
+pub fn report(line: &str) {
+    let _ = writeln!(std::io::stderr(), "CAMPAIGN {line}");
 }
