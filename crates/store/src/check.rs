@@ -13,11 +13,13 @@
 use crate::catalog::layers::{Layer, Role, State};
 use crate::catalog::{Durability, damage, images, intents, layers};
 use crate::layerfiles::{ImageFile, LayerFile};
+use crate::open::Identity;
 use crate::repair::unpack_helps;
 use crate::{
     Code, Error, Finding, LayerOutcome, OpenOptions, Progress, Result, Store, files, findings, imageconfig,
     recovery,
 };
+use rusqlite::Transaction;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -113,6 +115,7 @@ impl Store {
             recovery::take_over_dead(self, &owners)?;
             self.settle_fresh()?;
         }
+        found.extend(self.check_identity());
         found.extend(self.check_images()?);
         found.extend(self.check_layers(progress)?);
         found.extend(self.check_blobs()?);
@@ -126,20 +129,46 @@ impl Store {
         Ok(found.into_iter().map(|found| found.finding).collect())
     }
 
+    /// `store.json` is what a store is known by when its catalog is lost.
+    fn check_identity(&self) -> Option<Found> {
+        let detail = match Identity::read(&self.layout) {
+            Ok(Some(identity)) if identity == self.identity => return None,
+            Ok(Some(_)) => "it does not say what the catalog says".to_owned(),
+            Ok(None) => "the file is missing".to_owned(),
+            Err(e) => told(&e),
+        };
+        let path = self.layout.root().join(Identity::FILE);
+        Some(Found::new(findings::IDENTITY, "store".into(), detail).at(path.display()))
+    }
+
     fn check_images(&self) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         for (driver, id) in self.catalog.read(images::every)? {
-            let bytes = files::read_if_there(&self.layout.configs().join(id.digest().hex()))?;
-            match bytes {
-                None => found.push(Found::image(findings::CONFIG_LOST, &driver, &id, "its file is missing")),
-                Some(bytes) if ImageId::of(&bytes) != id => {
-                    let detail = format!("its bytes have the digest {}", ImageId::of(&bytes));
-                    found.push(Found::image(findings::CONFIG_WRONG, &driver, &id, detail));
+            loop {
+                // An image that was removed, or removed and loaded again, while it was looked at is looked at again.
+                let added = |tx: &Transaction<'_>| images::added(tx, &driver, &id);
+                let before = self.catalog.read(added)?;
+                let these = if before.is_some() { self.check_image(&driver, &id)? } else { Vec::new() };
+                if these.is_empty() || self.catalog.read(added)? == before {
+                    found.extend(these);
+                    break;
                 }
-                Some(bytes) => found.extend(self.check_image_layers(&driver, &id, &bytes)?),
             }
-            found.extend(self.check_image_file(&driver, &id)?);
         }
+        Ok(found)
+    }
+
+    fn check_image(&self, driver: &str, id: &ImageId) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        match files::read_if_there(&self.layout.configs().join(id.digest().hex()))? {
+            None => found.push(Found::image(findings::CONFIG_LOST, driver, id, "its file is missing")),
+            Some(bytes) if ImageId::of(&bytes) != *id => {
+                let detail = format!("its bytes have the digest {}", ImageId::of(&bytes));
+                found.push(Found::image(findings::CONFIG_WRONG, driver, id, detail));
+            }
+            Some(bytes) => found.extend(self.check_image_layers(driver, id, &bytes)?),
+        }
+        found.extend(self.check_image_file(driver, id)?);
         Ok(found)
     }
 
@@ -192,7 +221,11 @@ impl Store {
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         let Some(layer) = rows.get(index) else { return };
                         progress.layer_started(index, &format!("layer {}", layer.id), None);
-                        let result = self.check_layer(layer);
+                        let result = match self.check_layer(layer) {
+                            // Removed while it was looked at.
+                            Err(_) if !self.is_ready(layer.id) => Ok(Vec::new()),
+                            result => result,
+                        };
                         progress.layer_done(index, LayerOutcome::Shared);
                         match (result, found.lock(), failed.lock()) {
                             (Ok(more), Ok(mut found), _) => found.extend(more),
@@ -211,8 +244,15 @@ impl Store {
         Ok(found)
     }
 
+    fn is_ready(&self, layer: LayerId) -> bool {
+        let row = self.catalog.read(|tx| layers::get(tx, layer));
+        !matches!(row, Ok(row) if row.as_ref().is_none_or(|row| row.state != State::Ready))
+    }
+
     fn check_layer(&self, layer: &Layer) -> Result<Vec<Found>> {
         let driver = self.driver_named(&layer.driver)?;
+        // While a layer is replaced it is not there for a moment.
+        let _reading = self.reading_layers()?;
         let mut found = Vec::new();
         match driver.stat(layer.id) {
             Ok(None) => {
@@ -338,7 +378,8 @@ impl Store {
         match noted {
             // What was found is told all the same.
             Err(e) if e.code() == Code::Full => Ok(()),
-            result => result,
+            Ok(()) => crate::faults::point("store.check.noted"),
+            Err(e) => Err(e),
         }
     }
 
@@ -373,7 +414,8 @@ pub(crate) fn advise(found: &mut Found) {
     let kept = found.layer.as_ref().is_some_and(|layer| layer.blob.is_some());
     let repairable = matches!(
         found.finding.id,
-        findings::LAYER_RECORD
+        findings::IDENTITY
+            | findings::LAYER_RECORD
             | findings::IMAGE_RECORD
             | findings::BLOB_LOST
             | findings::BLOB_WRONG

@@ -174,6 +174,7 @@ impl Store {
         let (row, _lock) = self.locked(container, Hold::Shared)?;
         if row.usage.is_some() && !options.read_only {
             self.catalog.write(Durability::Normal, |tx| layers::set_usage(tx, row.layer, None))?;
+            point("store.mount.marked")?;
         }
         let _reading = self.reading_layers()?;
         let plan = self.driver_named(&row.driver)?.mounts(row.layer, options)?;

@@ -173,11 +173,15 @@ impl Store {
                 ));
             }
             let removed = images::remove(tx, driver, &image.id, owner.id, &mut self.others_live(owner.id))?;
-            self.follow_image(tx, driver, &image.id)?;
             Ok((RemoveReport { deleted: Some(image.id), ..report }, removed))
         })?;
-        drop(placing);
         point("store.rmi.recorded")?;
+        // Its file goes after the image does: a kill in between leaves a file too many, which is garbage, rather than one too
+        // few. Unless another process has loaded it again by now.
+        if let Some(id) = &report.deleted {
+            self.catalog.write(Durability::Normal, |tx| self.follow_image(tx, driver, id))?;
+        }
+        drop(placing);
         report.layers = removed.len();
         report.bytes = removed.iter().map(|layer| layer.usage.bytes).sum();
         self.finish_removal(&removed)?;

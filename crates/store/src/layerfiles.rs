@@ -155,9 +155,13 @@ impl LayerFile {
     /// here after the catalog knows it; who is killed between has lost nothing but what a lost catalog would want.
     pub(crate) fn same_identity(&self, other: &Self) -> bool {
         let mut a = self.clone();
-        a.usage = other.usage;
+        if a.role != Role::Image {
+            a.usage = other.usage;
+        }
         a.created = other.created;
-        a.blob.clone_from(&other.blob);
+        if a.blob.is_none() || other.blob.is_none() {
+            a.blob.clone_from(&other.blob);
+        }
         a == *other
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    const FILE: &'static str = "store.json";
+    pub(crate) const FILE: &'static str = "store.json";
 
     /// As `store.json` has it; `None` if there is none.
     pub(crate) fn read(layout: &Layout) -> Result<Option<Self>> {
@@ -130,6 +130,7 @@ fn make(layout: &Layout, options: &OpenOptions) -> Result<Catalog> {
         None => {
             let identity = Identity::new(layout, options)?;
             identity.write(layout)?;
+            crate::faults::point("store.make.identity")?;
             identity
         }
     };
@@ -137,6 +138,7 @@ fn make(layout: &Layout, options: &OpenOptions) -> Result<Catalog> {
     let catalog = Catalog::create(&layout.catalog(), &layout.lock("write"), &identity.rows())?;
     let root = crate::layout::open_folder(layout.root())?;
     files::barrier(&root, layout.root())?;
+    crate::faults::point("store.make.done")?;
     // Two processes may have made the store at once; the catalog was made by one of them.
     let made = catalog.read(schema::all).and_then(|meta| Identity::of_meta(&meta))?;
     if made != identity {

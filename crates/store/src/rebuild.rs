@@ -104,6 +104,7 @@ fn put_in_place(layout: &Layout, new: &Path) -> Result<()> {
             _ => {}
         }
     }
+    point("store.rebuild.aside")?;
     remove_catalog_log(new)?;
     std::fs::rename(new, &old).map_err(|e| Error::io("put in place", &old, e))?;
     let root = crate::layout::open_folder(layout.root())?;

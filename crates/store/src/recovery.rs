@@ -149,6 +149,7 @@ pub(crate) fn remove_orphan(store: &Store, driver: &str, id: LayerId) -> Result<
         }
         let _ = store.mounter.release_all(id, true);
         store.take_off_disk(driver, id)?;
+        point("store.sweep.orphan")?;
         Ok(true)
     })
 }

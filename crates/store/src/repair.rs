@@ -37,10 +37,15 @@ impl Store {
                     }
                     None => None,
                 },
+                _ if one.finding.id == findings::IDENTITY => {
+                    self.identity.write(&self.layout)?;
+                    Some("written anew from the catalog".to_owned())
+                }
                 (Some(layer), _) => self.repair_layer(one.finding.id, layer)?,
                 (None, Some((driver, id))) if one.finding.id == findings::IMAGE_RECORD => {
                     let _placing = crate::open::placing(&self.layout)?;
                     self.catalog.write(Durability::Normal, |tx| self.follow_image(tx, driver, id))?;
+                    point("store.repair.image")?;
                     Some("written anew from the catalog".to_owned())
                 }
                 _ => None,
@@ -58,6 +63,7 @@ impl Store {
                 let folder = self.layout.layer(&layer.driver, layer.id);
                 crate::layout::make_folder(&folder)?;
                 self.catalog.read(|tx| LayerFile::of(tx, layer))?.write(&folder)?;
+                point("store.repair.record")?;
                 files::sync_folder(&folder, &[LayerFile::NAME])?;
                 Ok(Some("written anew from the catalog".to_owned()))
             }

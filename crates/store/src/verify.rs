@@ -111,7 +111,6 @@ impl Store {
             found.push(Found::layer(findings::LAYER_RECIPE, layer, detail).at(recipe.display()));
         }
         let driver = self.driver_named(&layer.driver)?;
-        let _reading = self.reading_layers()?;
         let own = driver.own_folder(layer.id)?;
         let chain = self.chain_up_to(layer)?;
         let paths: Vec<PathBuf> =

@@ -294,6 +294,7 @@ impl Snapshots<'_> {
             snapshots::set_labels(tx, &self.namespace, key, labels)?;
             snapshots::get(tx, &self.namespace, key)
         })?;
+        point("store.labels.recorded")?;
         self.write_file(row.layer)?;
         Ok(row)
     }

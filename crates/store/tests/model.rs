@@ -26,7 +26,7 @@ fn follow(dir: &std::path::Path, driver: &str, ops: &[Op]) -> std::result::Resul
     for (at, op) in ops.iter().enumerate() {
         let wanted = model.apply(*op);
         let got = perform(&mut store, &reopen, driver, *op);
-        let code = got.as_ref().map(|()| ()).map_err(Error::code);
+        let code = got.as_ref().copied().map_err(Error::code);
         prop_assert_eq!(code, wanted, "operation {}, {:?}: {:?}", at, op, got.map_err(|e| told(&e)));
     }
     let differences = model.compare(&store);

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod campaign;
 mod fuzz;
 mod image;
 mod packages;
@@ -27,6 +28,18 @@ enum Chore {
         /// Also what takes long: the large image, and long runs of what is cut short otherwise.
         #[arg(long)]
         all: bool,
+    },
+    /// Have something go wrong at random, over and over. Lines with CAMPAIGN tell what was done.
+    Campaign {
+        /// What.
+        #[arg(value_enum)]
+        kind: campaign::Kind,
+        /// How long.
+        #[arg(long, default_value_t = 5)]
+        minutes: u64,
+        /// Where the random numbers begin.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Build a test image, if it is not there yet, and print where it is.
     Image {
@@ -57,6 +70,7 @@ enum Chore {
 fn main() -> ExitCode {
     let done = match Arguments::parse().chore {
         Chore::Test { all } => test::test(all),
+        Chore::Campaign { kind, minutes, seed } => campaign::campaign(kind, minutes, seed),
         Chore::Image { kind } => image::build(kind).map(|place| println!("{}", place.display())),
         Chore::Bench { arguments } => bench::bench(&arguments),
         Chore::Fuzz { target, minutes } => fuzz::fuzz(target.as_deref(), minutes),

@@ -224,7 +224,7 @@ impl Catalog {
     /// What SQLite itself says of the file's soundness; empty when it is sound.
     pub(crate) fn quick_check(&self) -> Result<Vec<String>> {
         self.read(|tx| {
-            let mut statement = tx.prepare("PRAGMA quick_check")?;
+            let mut statement = tx.prepare("PRAGMA integrity_check")?;
             let mut lines: Vec<String> =
                 statement.query_map([], |row| row.get(0))?.collect::<std::result::Result<_, _>>()?;
             let mut foreign = tx.prepare("PRAGMA foreign_key_check")?;

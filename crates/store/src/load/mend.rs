@@ -34,6 +34,8 @@ impl Load<'_> {
     /// The layer, if it is known to be damaged or if the driver does not have it.
     fn damaged(&self, id: LayerId) -> Result<Option<Layer>> {
         let store = self.store;
+        // While a layer is replaced it is not there for a moment.
+        let _reading = store.reading_layers()?;
         let (row, known) =
             store.catalog.read(|tx| Ok((layers::get(tx, id)?, damage::of(tx, id)?.is_some())))?;
         if known {

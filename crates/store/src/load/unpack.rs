@@ -150,7 +150,9 @@ impl Load<'_> {
         self.place(&kept)?;
         let folder = crate::layout::open_folder(&store.layout.blobs())?;
         rustix::fs::fsync(&folder).map_err(|e| Error::io("sync", store.layout.blobs(), e))?;
+        point("store.keep-blob.placed")?;
         store.catalog.write(Durability::Full, |tx| layers::set_blob(tx, id, &kept.facts))?;
+        point("store.keep-blob.recorded")?;
         let folder = store.layout.layer(store.driver.name(), id);
         let file =
             store.catalog.read(|tx| layers::get(tx, id)?.map(|l| LayerFile::of(tx, &l)).transpose())?;

@@ -55,7 +55,7 @@ impl Op {
         match kind % KINDS {
             0 => Self::Load(image),
             1 => Self::Tag(small(a, 6), name),
-            2 => Self::Rmi(small(a, 10), b % 2 == 0),
+            2 => Self::Rmi(small(a, 10), b.is_multiple_of(2)),
             3 => Self::Create(container, small(b, 10)),
             4 => Self::Write(container, small(b, 200)),
             5 => Self::Mount(container),
@@ -64,7 +64,7 @@ impl Op {
             8 => Self::Rollback(container, point),
             9 => Self::Unsave(container, point),
             10 => Self::Commit(container, point),
-            11 => Self::Rm(container, b % 2 == 0),
+            11 => Self::Rm(container, b.is_multiple_of(2)),
             12 => Self::Gc,
             13 => Self::Reopen,
             _ => Self::Mend(image),
@@ -133,9 +133,31 @@ pub struct Model {
     images: BTreeMap<Key, Option<u8>>,
     containers: BTreeMap<u8, Held>,
     made: u32,
+    /// The ids of images that containers were made into, as far as they were seen.
+    ids: BTreeMap<u32, vellum_types::ImageId>,
 }
 
 impl Model {
+    /// Remembers what the images are called that only the store knows the ids of.
+    pub fn learn(&mut self, store: &Store) {
+        for (name, key) in &self.names {
+            if let (Key::Made(number), Ok(row)) = (key, store.find_image(name)) {
+                self.ids.insert(*number, row.id);
+            }
+        }
+    }
+
+    /// Whether this may be the image of that key.
+    fn may_be(&self, key: Key, id: vellum_types::ImageId) -> bool {
+        match key {
+            Key::Loaded(k) => image(k).id() == id,
+            Key::Made(number) => match self.ids.get(&number) {
+                Some(known) => *known == id,
+                None => (0..3).all(|k| image(k).id() != id) && self.ids.values().all(|known| *known != id),
+            },
+        }
+    }
+
     fn held(&mut self, container: u8) -> std::result::Result<&mut Held, Code> {
         self.containers.get_mut(&container).ok_or(Code::NotFound)
     }
@@ -235,10 +257,8 @@ impl Model {
                         if *ids.entry(*key).or_insert(row.id) != row.id {
                             wrong.push(format!("{name} is another image"));
                         }
-                        if let Key::Loaded(k) = key
-                            && image(*k).id() != row.id
-                        {
-                            wrong.push(format!("{name} is not image {k}"));
+                        if !self.may_be(*key, row.id) {
+                            wrong.push(format!("{name} is not {key:?}"));
                         }
                     }
                 }

@@ -1,0 +1,220 @@
+//! Bits flip at random places of a store: check names the file or the store refuses to open; nothing panics, nothing is served as sound.
+
+mod common;
+
+use common::model::Dice;
+use common::*;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use vellum_store::*;
+use vellum_testkit::scratch::{Kind, Scratch};
+
+/// Files whose content is nobody's business: locks, the room kept back, the log's index (made anew), what was probed.
+fn is_idle(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    ["locks/", "reserve", "catalog.db-shm", ".features", "tmp/", "mnt/"]
+        .iter()
+        .any(|part| text.starts_with(part))
+        || text.ends_with(".features")
+}
+
+/// Every file with content.
+fn files(root: &Path) -> Vec<PathBuf> {
+    tree(root)
+        .into_iter()
+        .map(PathBuf::from)
+        .filter(|path| !is_idle(path))
+        .filter(|path| root.join(path).symlink_metadata().is_ok_and(|meta| meta.is_file() && meta.len() > 0))
+        .collect()
+}
+
+fn flip(path: &Path, dice: &mut Dice) -> String {
+    let meta = path.symlink_metadata().unwrap();
+    let mut bytes = std::fs::read(path).unwrap();
+    let (at, bit) = (usize::try_from(dice.below(bytes.len() as u64)).unwrap(), dice.below(8));
+    bytes[at] ^= 1 << bit;
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes[at..=at], at as u64).unwrap();
+    file.set_modified(meta.modified().unwrap()).unwrap();
+    format!("bit {bit} of byte {at}")
+}
+
+/// A small store with everything in it that a store can have, and its log written into the catalog.
+fn furnish(dir: &Path, driver: &str) {
+    let store = Store::open(&options(dir, driver)).unwrap();
+    store.load_image(Image::simple().input(&["kept"], true), &Silent).unwrap();
+    store.load_image(common::model::image(1).input(&["other"], false), &Silent).unwrap();
+    let name = Some("user".parse().unwrap());
+    let options = CreateOptions { name, ..CreateOptions::default() };
+    let id = store.create_container(&Image::simple().id(), options).unwrap();
+    let path = store.mount(&id, &vellum_driver::MountOptions::default()).unwrap();
+    std::fs::write(path.join("mine"), b"mine").unwrap();
+    let _ = store.umount(&id, true, false).unwrap();
+    store.snapshot(&id, None).unwrap();
+    store.snapshots("ns").prepare("k", None, &Labels::new()).unwrap();
+}
+
+/// Copies with everything that matters: times, attributes, links.
+fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    let done = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(done.success());
+}
+
+/// A manifest that says the same: compression has bits that mean nothing.
+fn lists_the_same(before: &[u8], after: &[u8]) -> bool {
+    let read = |bytes: &[u8]| -> Option<Vec<vellum_archive::manifest::Entry>> {
+        vellum_archive::manifest::Reader::new(std::io::Cursor::new(bytes.to_vec()))
+            .ok()?
+            .collect::<std::io::Result<_>>()
+            .ok()
+    };
+    read(before).is_some_and(|entries| read(after) == Some(entries))
+}
+
+/// Content that no digest covers: what a container itself wrote.
+fn is_containers_own(path: &Path, driver: &str, own: &[vellum_types::LayerId]) -> bool {
+    own.iter().any(|id| {
+        path.starts_with(format!("{driver}/{id}")) && !path.ends_with("lower") && !path.ends_with("info")
+    })
+}
+
+/// Of the catalog a check sees what SQLite sees and what differs from the files beside it; numbers and times that
+/// are nowhere else may differ without anybody noticing, and pages that hold nothing.
+fn tolerated(path: &Path) -> bool {
+    path.starts_with("catalog.db") || path.starts_with("catalog.db-wal")
+}
+
+/// A file whose JSON says the same but for the moment at which its layer was made, which the catalog has from another clock's reading, and of what a
+/// container wrote how much it was.
+fn says_the_same(before: &[u8], after: &[u8]) -> bool {
+    let read = |bytes: &[u8]| {
+        let mut json: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+        let map = json.as_object_mut()?;
+        map.remove("created");
+        if map.get("role").is_some_and(|role| role != "image") {
+            map.remove("usage");
+        }
+        Some(json)
+    };
+    read(before).is_some_and(|json| read(after) == Some(json))
+}
+
+struct Flips {
+    found: u32,
+    refused: u32,
+    unseen: u32,
+    repaired: u32,
+}
+
+fn one(dir: &Path, driver: &str, dice: &mut Dice, flips: &mut Flips) {
+    let root = dir.join("root");
+    let own: Vec<_> = {
+        let store = Store::open(&options(dir, driver)).unwrap();
+        let row = store.find_container("user").unwrap();
+        let mut own = vec![row.layer, store.snapshots("ns").stat("k").unwrap().layer];
+        own.extend(store.save_points(&row.id).unwrap().iter().map(|point| point.layer));
+        own
+    };
+    // Each folder as likely as another: there are many more files in layers than elsewhere.
+    let all = files(&root);
+    let tops: std::collections::BTreeSet<_> = all.iter().filter_map(|p| p.iter().next()).collect();
+    let top = tops.iter().nth(usize::try_from(dice.below(tops.len() as u64)).unwrap()).unwrap();
+    let among: Vec<_> = all.iter().filter(|p| p.starts_with(top)).collect();
+    let path = among[usize::try_from(dice.below(among.len() as u64)).unwrap()];
+    let before = std::fs::read(root.join(path)).unwrap();
+    let what = format!("{driver}: {} of {}", flip(&root.join(path), dice), path.display());
+    let checked = std::panic::catch_unwind(|| Store::check_at(&options(dir, driver), false, &Silent))
+        .unwrap_or_else(|_| panic!("{what}: it panicked"));
+    match checked {
+        Ok(findings) if findings.is_empty() => {
+            // A record beside the catalog that is merely behind is written anew without a word.
+            let now = std::fs::read(root.join(path)).unwrap_or_default();
+            let nobody_cares =
+                is_containers_own(path, driver, &own) || tolerated(path) || lists_the_same(&before, &now);
+            assert!(
+                nobody_cares || now == before || says_the_same(&before, &now),
+                "{what}: nothing is found"
+            );
+            flips.unseen += 1;
+            return;
+        }
+        Ok(findings) => {
+            flips.found += 1;
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let named = findings.iter().any(|f| {
+                let hay = format!("{} {} {}", f.object, f.path.as_deref().unwrap_or(""), f.detail);
+                hay.contains(&name) || hay.contains(name.trim_end_matches(".json")) || hay.contains("catalog")
+            });
+            // The driver's own record of a layer is named by the layer.
+            let by_layer = path.iter().nth(1).is_some_and(|id| {
+                findings.iter().any(|f| f.object.contains(&format!("layer {}", id.to_string_lossy())))
+            });
+            assert!(named || by_layer || tolerated(path), "{what}: not named by {findings:#?}");
+        }
+        Err(e) => {
+            assert!(
+                matches!(e.code(), Code::Damaged | Code::Invalid | Code::Unsupported),
+                "{what}: {}",
+                told(&e)
+            );
+            flips.refused += 1;
+        }
+    }
+    // What can be mended is, and what cannot is still told: no repair makes anything worse or panics.
+    let repaired = std::panic::catch_unwind(|| Store::check_at(&options(dir, driver), true, &Silent))
+        .unwrap_or_else(|_| panic!("{what}: repair panicked"));
+    let left = repaired.map_or(1, |findings| findings.iter().filter(|f| f.repaired.is_none()).count());
+    if left == 0 {
+        let store = Store::open(&options(dir, driver)).unwrap_or_else(|e| panic!("{what}: {}", told(&e)));
+        let findings = store.check(false, &Silent).unwrap();
+        assert!(findings.is_empty(), "{what}: after the repair {findings:#?}");
+        flips.repaired += 1;
+        return;
+    }
+    // Loading the images again mends layers and configurations, unless the store cannot be opened at all.
+    let Ok(store) = Store::open(&options(dir, driver)) else { return };
+    let load = |image: &Image, name: &str| store.load_image(image.input(&[name], true), &Silent);
+    if load(&Image::simple(), "kept").is_ok() && load(&common::model::image(1), "other").is_ok() {
+        let findings = store.check(true, &Silent).unwrap();
+        if findings.iter().all(|f| f.repaired.is_some()) {
+            assert_clean(&store);
+            flips.repaired += 1;
+        }
+    }
+}
+
+fn flips(test: &str, driver: &str) {
+    let scratch = match Scratch::new(Kind::Tmpfs) {
+        Ok(scratch) => scratch,
+        Err(e) => return vellum_testkit::skip::record(test, &e.to_string()),
+    };
+    let (duration, seed) = campaign(5);
+    let (sound, dir) = (scratch.folder("sound").unwrap(), scratch.folder("d").unwrap());
+    furnish(&sound, driver);
+    let mut dice = Dice::new(seed);
+    let mut flips = Flips { found: 0, refused: 0, unseen: 0, repaired: 0 };
+    let begin = Instant::now();
+    let mut number = 0;
+    while begin.elapsed() < duration {
+        copy(&sound.join("root"), &dir.join("root"));
+        one(&dir, driver, &mut dice, &mut flips);
+        number += 1;
+    }
+    let Flips { found, refused, unseen, repaired } = flips;
+    report(&format!(
+        "flips {driver}: {number} bits, {found} found by check, {refused} refused at opening, {unseen} where nothing \
+         is recorded; {repaired} repaired; seed {seed}"
+    ));
+    drop(Store::reset(&options(&sound, driver)));
+}
+
+#[test]
+fn root_flipped_bits_are_found_on_overlay() {
+    flips("root_flipped_bits_are_found_on_overlay", "overlay");
+}
+
+#[test]
+fn root_flipped_bits_are_found_on_vfs() {
+    flips("root_flipped_bits_are_found_on_vfs", "vfs");
+}
