@@ -87,6 +87,10 @@ impl Features {
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 read(home, None).ok_or(error).map(|features| (features, false))
             }
+            // Nor is it a refusal that a mount on a full disk does not take a file.
+            Ok(features) if features.refused.is_some() && is_full(home) => {
+                Ok(read(home, None).map_or((features, true), |before| (before, false)))
+            }
             result => result.map(|features| (features, true)),
         };
         let (features, is_new) = features
@@ -97,6 +101,12 @@ impl Features {
         }
         Ok(features)
     }
+}
+
+/// Whether there is so little room that trying something out proves nothing.
+fn is_full(home: BorrowedFd<'_>) -> bool {
+    vellum_sys::fsinfo::FileSystem::of(home)
+        .is_ok_and(|fs| fs.free_bytes < 4 << 20 || fs.free_inodes.is_some_and(|free| free < 64))
 }
 
 fn key(home: BorrowedFd<'_>, form: XattrForm) -> io::Result<String> {
