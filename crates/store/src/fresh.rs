@@ -125,6 +125,7 @@ impl Store {
         let whole: Vec<LayerId> =
             fresh.iter().filter(|layer| self.make_whole(layer.id).is_ok()).map(|layer| layer.id).collect();
         crate::files::barrier(&barrier, self.layout.root())?;
+        point("store.fresh.synced")?;
         self.catalog.write(Durability::Normal, |tx| whole.iter().try_for_each(|id| layers::settled(tx, *id)))
     }
 
