@@ -330,6 +330,11 @@ fn root_names_are_as_docker_has_them() {
     let config = |id: &str| store.path(&format!("root/config/{}", id.trim_start_matches("sha256:"))).exists();
     let id = store.json("image inspect --json derived:2")[0]["id"].as_str().unwrap().to_owned();
     assert!(config(&id));
+    store.words("import tree/etc other:1").ok();
+    let other = store.json("image inspect --json other:1")[0]["id"].as_str().unwrap().to_owned();
+    assert!(config(&other));
+    store.words("rmi other:1").ok();
+    assert!(!config(&other), "it goes with the image");
     store.words("create --name c derived:2").ok();
     store.words("rmi -f derived:2").ok();
     assert!(config(&id), "a container needs it");

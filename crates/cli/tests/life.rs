@@ -83,6 +83,76 @@ fn root_exit_codes_are_as_documented() {
 }
 
 #[test]
+fn root_mounts_are_counted_and_given_up_together() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("overlay");
+    let mut roots = Vec::new();
+    for name in ["one", "two"] {
+        store.words(&format!("create --name {name} base:1")).ok();
+        roots.push(PathBuf::from(store.words(&format!("mount {name}")).ok()));
+        store.words(&format!("mount {name}")).ok();
+    }
+    let ran = store.words("umount one");
+    assert_eq!(ran.err, "note: one stays mounted for 1 more\n");
+    assert_eq!(store.json("info --json")["mounted"], 2);
+    let mut given: Vec<String> = store.words("umount --all").ok().lines().map(str::to_owned).collect();
+    given.sort();
+    assert_eq!(given, ["one", "two"]);
+    assert!(roots.iter().all(|root| !root.join("etc").exists()));
+    // What is not mounted is no error, and neither is nothing at all.
+    assert_eq!(store.words("umount one").ok(), "one");
+    assert_eq!(store.words("umount --all").ok(), "");
+    // A removed container's processes keep what they have open.
+    store.words("mount two").ok();
+    let open = std::fs::File::open(roots[1].join("etc/first")).unwrap();
+    assert_eq!(store.words("rm -f two").ok(), "two");
+    assert_eq!(std::io::read_to_string(open).unwrap().len(), 5000);
+    assert!(!store.words("ps").ok().contains("two"));
+}
+
+#[test]
+fn root_check_and_gc_say_what_they_found() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("overlay");
+    store.words("save -o image.tar base:1").ok();
+    let other = Store::new("overlay");
+    let image = store.path("image.tar").display().to_string();
+    other.words(&format!("load --keep-blobs -i {image}")).ok();
+    let ids: Vec<String> = other
+        .json("check --list --json")
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|kind| kind["id"].to_string())
+        .collect();
+    assert!(ids.contains(&"\"VLM-L004\"".to_owned()), "{ids:?}");
+    // A byte of a layer is changed behind the store's back; its blob is at hand.
+    let file = other.shell("ls -d root/overlay/*/diff/etc/first").ok();
+    other.shell(&format!("printf Y | dd of={file} conv=notrunc status=none")).ok();
+    let found = other.words("check");
+    assert_eq!(found.code, Some(1), "{found:?}");
+    assert!(found.out.contains("VLM-L004") && found.out.ends_with("left.\n"), "{found:?}");
+    assert_eq!(other.words("check --json").code, Some(1));
+    let repaired = other.words("check --repair").ok();
+    assert!(repaired.ends_with("repaired."), "{repaired}");
+    assert_eq!(other.words("check").ok(), "The store is sound.");
+    // Garbage is told before it is collected, and collected only then.
+    other
+        .shell("mkdir root/overlay/zz root/config/x 2>/dev/null; echo garbage >root/config/$(printf %064d 7)")
+        .ok();
+    let told = other.words("gc --dry-run").ok();
+    assert!(told.contains("no image and no container has this configuration"), "{told}");
+    assert!(told.lines().last().unwrap().starts_with("Would give back: "), "{told}");
+    assert!(other.json("gc -n --json")["items"].as_array().is_some_and(|items| !items.is_empty()));
+    assert!(other.words("gc").ok().contains("Gave back: "));
+    assert_eq!(other.words("gc -n").ok(), "Would give back: 0B");
+}
+
+#[test]
 fn root_a_store_is_found_through_a_link() {
     if !is_root() {
         skip!("needs root");

@@ -51,9 +51,16 @@ pub(crate) fn install(needs: &[Need]) -> Result<(), Error> {
         };
         // A repository of somebody else's that is out of reach is no reason to give up: the install tells.
         let _ = apt(&["update"]);
-        let installed = [&["install", "--yes", "--no-install-recommends"][..], &packages].concat();
-        if let Err(error) = apt(&installed) {
-            eprintln!("warning: {error}");
+        let install = |packages: &[&str]| {
+            apt(&[&["install", "--yes", "--no-install-recommends"][..], packages].concat())
+        };
+        if install(&packages).is_err() && packages.len() > 1 {
+            // One package that this release of the distribution has not would keep all the others away.
+            for need in missing() {
+                if let Err(error) = install(&[need.package]) {
+                    eprintln!("warning: {error}");
+                }
+            }
         }
     }
     for need in missing() {

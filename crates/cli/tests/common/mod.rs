@@ -1,6 +1,8 @@
 //! The built command, with stores that go away.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "every test binary uses some of it")]
 
+pub mod user;
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
