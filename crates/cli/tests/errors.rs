@@ -230,7 +230,7 @@ fn loop_places_where_no_store_can_be_are_told() {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "54324", "--regid", "54324", "--clear-groups"]);
     let vellum = scratch.path().join("vellum");
-    std::fs::copy(env!("CARGO_BIN_EXE_vellum"), &vellum).unwrap();
+    common::copy_command(&vellum);
     command.arg(vellum).arg("--root").arg(&root).arg("images");
     let err = common::Ran::of(command.output().unwrap()).fails(1);
     assert!(err.contains("Permission denied") && err.contains("hint: "), "{err}");

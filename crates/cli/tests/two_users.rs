@@ -244,7 +244,7 @@ fn root_a_runtime_folder_in_tmp_cannot_be_prepared_by_others() {
     let home = tempfile::Builder::new().prefix("vellum-user-").tempdir().unwrap();
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let vellum = home.path().join("vellum");
-    fs::copy(env!("CARGO_BIN_EXE_vellum"), &vellum).unwrap();
+    common::copy_command(&vellum);
     chown(home.path(), Some(uid), Some(uid)).unwrap();
     let runtime = PathBuf::from(format!("/tmp/vellum-{uid}"));
     let target = home.path().join("target");

@@ -68,7 +68,9 @@ impl Error {
             operation: format!("{} {}", operation.into(), path.as_ref().display()),
             object: None,
             reason: None,
-            hint: None,
+            hint: (source.kind() == std::io::ErrorKind::ReadOnlyFilesystem).then(|| {
+                "its file system is mounted read-only, and a store needs one that can be written".to_owned()
+            }),
             source: Some(Box::new(source)),
         }
     }

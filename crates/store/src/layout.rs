@@ -121,9 +121,8 @@ impl Layout {
     fn unusable(&self, error: std::io::Error) -> Error {
         use std::io::ErrorKind as Kind;
         let hint = match error.kind() {
-            Kind::ReadOnlyFilesystem => {
-                "its file system is mounted read-only, and a store needs one that can be written"
-            }
+            // The error itself says what to do.
+            Kind::ReadOnlyFilesystem => return Error::io("keep a store in", &self.root, error),
             Kind::PermissionDenied => {
                 "choose a folder of your own with --root, or run the command as the store's owner"
             }

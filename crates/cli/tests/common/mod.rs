@@ -132,3 +132,12 @@ impl Drop for Store {
 pub fn has(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|out| out.status.success())
 }
+
+/// Puts the command where other users reach it too: the target folder may be closed to them.
+///
+/// By another program: a descriptor of this one for writing would go over into what other threads start meanwhile, and the
+/// copy could not be run until they end (`Text file busy`).
+pub fn copy_command(to: &Path) {
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_vellum")).arg(to).status().unwrap();
+    assert!(copied.success());
+}

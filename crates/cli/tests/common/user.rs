@@ -21,8 +21,7 @@ impl User {
     pub fn new(uid: u32, ranges: bool) -> Self {
         let home = tempfile::Builder::new().prefix("vellum-user-").tempdir().unwrap();
         std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        // The target folder may be closed to other users.
-        std::fs::copy(env!("CARGO_BIN_EXE_vellum"), home.path().join("vellum")).unwrap();
+        super::copy_command(&home.path().join("vellum"));
         let etc = home.path().join("etc");
         std::fs::create_dir(&etc).unwrap();
         let passwd = std::fs::read_to_string("/etc/passwd").unwrap();
