@@ -13,7 +13,7 @@ use vellum_testkit::scratch::{Kind, Scratch};
 fn operations() -> impl Strategy<Value = Vec<Op>> {
     let one = (0..KINDS, 0..1u64 << 20, 0..1u64 << 20).prop_map(|(kind, a, b)| Op::of(kind, a, b));
     // An image first: without one nothing else has anything to work on.
-    prop::collection::vec(one, 1..40).prop_map(|mut ops| {
+    prop::collection::vec(one, 10..60).prop_map(|mut ops| {
         ops.splice(0..0, [Op::Load(0), Op::Create(0, 4)]);
         ops
     })

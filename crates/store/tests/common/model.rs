@@ -45,23 +45,25 @@ pub enum Op {
     Mend(u8),
 }
 
-pub const KINDS: u64 = 15;
+pub const KINDS: u64 = 20;
 
 impl Op {
     /// The operation of these numbers, each taken for as much as is there.
     pub fn of(kind: u64, a: u64, b: u64) -> Self {
         let small = |number: u64, limit: u64| u8::try_from(number % limit).unwrap();
-        let (image, name, container, point) = (small(a, 3), small(b, 4), small(a, 4), small(b, 2));
+        // Few of each, so that one operation meets what another left; and what only shows in a certain order comes more often.
+        let (image, name, container, point) = (small(a, 3), small(b, 4), small(a, 2), small(b, 2));
         match kind % KINDS {
             0 => Self::Load(image),
             1 => Self::Tag(small(a, 6), name),
             2 => Self::Rmi(small(a, 10), b.is_multiple_of(2)),
             3 => Self::Create(container, small(b, 10)),
-            4 => Self::Write(container, small(b, 200)),
+            15 => Self::Create(container, 4 + image),
+            4 | 16 => Self::Write(container, small(b, 200)),
             5 => Self::Mount(container),
-            6 => Self::Umount(container),
-            7 => Self::Snapshot(container, point),
-            8 => Self::Rollback(container, point),
+            6 | 19 => Self::Umount(container),
+            7 | 17 => Self::Snapshot(container, point),
+            8 | 18 => Self::Rollback(container, point),
             9 => Self::Unsave(container, point),
             10 => Self::Commit(container, point),
             11 => Self::Rm(container, b.is_multiple_of(2)),
