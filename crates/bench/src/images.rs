@@ -2,7 +2,6 @@
 
 use crate::run::{Error, shell, tool};
 use std::path::{Path, PathBuf};
-use vellum_testkit::image;
 
 /// An image in every form that the lines need.
 #[derive(Debug)]
@@ -62,23 +61,4 @@ PY
         )?;
     }
     Ok(image)
-}
-
-/// 120 layers of one small file each.
-pub(crate) fn deep(folder: &Path) -> Result<Image, Error> {
-    generated(folder, image::deep)
-}
-
-/// One layer of 100,000 small files in a hundred folders.
-pub(crate) fn wide(folder: &Path) -> Result<Image, Error> {
-    generated(folder, image::wide)
-}
-
-fn generated(folder: &Path, make: fn(&Path) -> std::io::Result<()>) -> Result<Image, Error> {
-    let layout = folder.join("layout");
-    if !layout.join("index.json").exists() {
-        std::fs::create_dir_all(&layout).map_err(Error::at(format!("create {}", layout.display())))?;
-        make(&layout).map_err(Error::at(format!("make the image {}", layout.display())))?;
-    }
-    prepare(&folder.join("forms"), &layout)
 }

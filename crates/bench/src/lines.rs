@@ -2,6 +2,7 @@
 
 mod life;
 mod load;
+mod within;
 
 use crate::run::{Cost, Error, measure};
 use crate::{Arguments, images};
@@ -27,6 +28,7 @@ pub(crate) const ALL: &[Line] = &[
     Line { name: "save real", measure: load::save },
     Line { name: "check real", measure: load::check },
     Line { name: "container's life", measure: life::life },
+    Line { name: "in process", measure: within::create_and_mount },
     Line { name: "200 containers in a row", measure: life::row },
     Line { name: "diff and commit", measure: life::diff },
     Line { name: "remove", measure: life::remove },
@@ -116,6 +118,9 @@ pub(crate) struct Bench {
     vellum: PathBuf,
     work: PathBuf,
     real: Option<PathBuf>,
+    deep: Option<PathBuf>,
+    wide: Option<PathBuf>,
+    fs: String,
     runs: usize,
 }
 
@@ -131,7 +136,15 @@ impl Bench {
         }
         let work = arguments.work.clone();
         std::fs::create_dir_all(&work).map_err(Error::at(format!("create {}", work.display())))?;
-        let bench = Self { vellum, work, real: arguments.real.clone(), runs: arguments.runs.max(1) };
+        let bench = Self {
+            vellum,
+            work,
+            real: arguments.real.clone(),
+            deep: arguments.deep.clone(),
+            wide: arguments.wide.clone(),
+            fs: arguments.fs.clone(),
+            runs: arguments.runs.max(1),
+        };
         bench.clean()?;
         Ok(bench)
     }
@@ -147,14 +160,33 @@ impl Bench {
             })
             .unwrap_or_default();
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
-        let kind = measure(Command::new("stat").args(["-f", "-c", "%T"]).arg(&self.work));
-        let kind = kind.map_or_else(|_| "unknown".to_owned(), |(_, text)| text.trim().to_owned());
+        let below = measure(Command::new("findmnt").args(["-no", "FSTYPE", "-T"]).arg(&self.work));
+        let below = below.map_or_else(|_| "unknown".to_owned(), |(_, text)| text.trim().to_owned());
+        let kind = match &*self.fs {
+            "here" => below,
+            fs => format!("{fs}, made anew for each line in a file on {below} (loop device, direct I/O)"),
+        };
         vec![
             ("processor".into(), format!("{model}, {cores} cores")),
             ("kernel".into(), read("/proc/sys/kernel/osrelease").trim().to_owned()),
             ("file system".into(), kind),
             ("runs".into(), self.runs.to_string()),
         ]
+    }
+
+    /// Makes the file system that a line works on.
+    pub(crate) fn begin(&self) -> Result<(), Error> {
+        if self.fs == "here" {
+            return Ok(());
+        }
+        crate::run::tool(&format!("mkfs.{}", self.fs))?;
+        crate::run::shell(
+            r#"truncate -s 60G "$1/disk"; mkfs."$2" -q "$1/disk"; mkdir -p "$1/out"
+            loop=$(losetup --find --show --direct-io=on "$1/disk")
+            mount "$loop" "$1/out" && losetup --detach "$loop" || { losetup --detach "$loop"; false; }"#,
+            &[&self.work, Path::new(&self.fs)],
+        )?;
+        Ok(())
     }
 
     /// A folder for outputs, new for each name and run.
@@ -166,14 +198,22 @@ impl Bench {
 
     /// Removes all outputs, and waits until that is on the disk.
     pub(crate) fn clean(&self) -> Result<(), Error> {
-        let out = self.work.join("out");
         crate::run::shell(
-            r#"shopt -s nullglob
-            for m in $(findmnt -rno TARGET | grep -F "$1/" | sort -r); do umount "$m"; done
-            rm -rf --one-file-system "$1"; sync"#,
-            &[&out],
+            r#"for m in $(findmnt -rno TARGET | grep -E "^$1/out(/|\$)" | sort -r); do umount "$m"; done
+            rm -rf --one-file-system "$1/out" "$1/disk"; sync"#,
+            &[&self.work],
         )?;
         Ok(())
+    }
+
+    fn deep(&self) -> Result<images::Image, Error> {
+        let layout = self.deep.as_ref().ok_or_else(|| Error::Missing("--deep LAYOUT".into()))?;
+        images::prepare(&self.work.join("deep"), layout)
+    }
+
+    fn wide(&self) -> Result<images::Image, Error> {
+        let layout = self.wide.as_ref().ok_or_else(|| Error::Missing("--wide LAYOUT".into()))?;
+        images::prepare(&self.work.join("wide"), layout)
     }
 
     fn real(&self) -> Result<images::Image, Error> {

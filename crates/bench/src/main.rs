@@ -4,7 +4,8 @@
 //! is the ratio: machines are shared and noisy. Nothing here asserts a time; the table says which goals are met.
 //!
 //! A trap that this avoids: ext4 does not reuse an inode deleted a moment ago and scans past it, so that creating files right after
-//! a mass deletion is several times slower. Outputs are therefore kept until all runs of a line are over.
+//! a mass deletion is several times slower. Each line therefore works on a file system that was made for it, in a file, and its
+//! outputs are kept until all its runs are over.
 // A command of its own: what it prints is what it is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -24,12 +25,21 @@ struct Arguments {
     /// The vellum command to measure.
     #[arg(long, default_value = "target/release/vellum")]
     vellum: PathBuf,
-    /// The folder for images and stores; it decides which file system is measured.
+    /// The folder for images and for the file that holds the stores' file system.
     #[arg(long, default_value = "/var/tmp/vellum-bench")]
     work: PathBuf,
     /// The real Debian image, an OCI layout (`cargo xtask image real` builds it and prints its place).
     #[arg(long)]
     real: Option<PathBuf>,
+    /// 120 layers of one file, an OCI layout (`cargo xtask image deep`).
+    #[arg(long)]
+    deep: Option<PathBuf>,
+    /// One layer of 100,000 files, an OCI layout (`cargo xtask image wide`).
+    #[arg(long)]
+    wide: Option<PathBuf>,
+    /// The file system that is measured, made anew for each line; `here` is that of the work folder.
+    #[arg(long, default_value = "ext4", value_parser = ["ext4", "xfs", "btrfs", "here"])]
+    fs: String,
     /// Runs of each line.
     #[arg(long, default_value_t = 3)]
     runs: usize,
@@ -59,10 +69,14 @@ fn bench(arguments: &Arguments) -> Result<(), run::Error> {
             continue;
         }
         eprintln!("{} …", line.name);
+        bench.begin()?;
         match (line.measure)(&bench) {
             Ok(figures) => report.add(line.name, figures),
             Err(run::Error::Missing(what)) => report.skip(line.name, &what),
-            Err(error) => return Err(error),
+            Err(error) => {
+                bench.clean()?;
+                return Err(error);
+            }
         }
         bench.clean()?;
     }

@@ -106,6 +106,25 @@ pub(crate) fn sync_folder(folder: &Path, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Does work that writes many files, and has what was written so far brought to the disk meanwhile, so that the barrier after it has
+/// less to wait for. That barrier is still needed, and it is what tells of errors.
+pub(crate) fn writing_back<T>(root: &Path, work: impl FnOnce() -> T) -> T {
+    const EVERY: std::time::Duration = std::time::Duration::from_millis(100);
+    // A descriptor of its own: an error of the write-back is told once to each.
+    let Ok(dir) = crate::layout::open_folder(root) else { return work() };
+    let (done, end) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while end.recv_timeout(EVERY) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                let _ = rustix::fs::syncfs(&dir);
+            }
+        });
+        let out = work();
+        drop(done);
+        out
+    })
+}
+
 /// The barrier: all that was written to the file system of `dir` since it was opened is on the disk, or an error says that it
 /// is not.
 pub(crate) fn barrier(dir: impl AsFd, root: &Path) -> Result<()> {

@@ -225,7 +225,7 @@ impl Store {
         let parallel = self.driver.capabilities().has(Ability::ParallelUnpack);
         let parent = if parallel { None } else { below.top() };
         self.create_layer(id, &CreateSpec { parent, view: false, options: &[] })?;
-        let filled = fill(id)?;
+        let filled = files::writing_back(self.layout.root(), || fill(id))?;
         point("store.stage.filled")?;
         let reading = self.reading_layers()?;
         let _ = self.driver.commit(id, below.top(), &filled.finished.joints)?;

@@ -3,6 +3,7 @@
 use crate::image::{Kind, build};
 use crate::packages;
 use crate::run::{Error, cargo, run, target};
+use std::ffi::OsStr;
 use std::process::Command;
 
 /// Builds what is measured and what it is measured with, and runs the benchmark.
@@ -10,9 +11,14 @@ pub(crate) fn bench(arguments: &[String]) -> Result<(), Error> {
     packages::install(packages::TEST)?;
     packages::install(packages::BENCH)?;
     cargo(&["build", "--release", "--package", "vellum-cli", "--package", "vellum-bench"])?;
-    let real = build(Kind::Real)?;
+    let images =
+        [("--real", build(Kind::Real)?), ("--deep", build(Kind::Deep)?), ("--wide", build(Kind::Wide)?)];
     let release = target().join("release");
     let mut command = Command::new(release.join("vellum-bench"));
-    command.arg("--vellum").arg(release.join("vellum")).arg("--real").arg(real).args(arguments);
+    command
+        .arg("--vellum")
+        .arg(release.join("vellum"))
+        .args(images.iter().flat_map(|(name, place)| [OsStr::new(name), place.as_os_str()]));
+    command.args(arguments);
     run(&mut command)
 }

@@ -6,7 +6,7 @@ use crate::run::{Cost, Error, measure, shell};
 use std::path::{Path, PathBuf};
 
 /// A store that holds the real image as `bench`.
-fn vellum_store(bench: &Bench) -> Result<PathBuf, Error> {
+pub(super) fn vellum_store(bench: &Bench) -> Result<PathBuf, Error> {
     let image = bench.real()?;
     let folder = bench.output("vellum", 0)?;
     measure(bench.vellum(&folder).args(["load", "-t", "bench", "-i"]).arg(&image.oci))?;
@@ -106,9 +106,18 @@ pub(super) fn diff(bench: &Bench) -> Result<Vec<Figures>, Error> {
         } else {
             let what = "diff of 10,000 files, beside podman";
             figures.push(Figures::ratio_of(what, "ms", ms(vellum), ms(podman_cost), 0.5));
+            // Each commit is of something new: a layer that is there already would be used again.
+            let change = |place: &Path, run: usize| {
+                let file = place.join("many/run");
+                std::fs::write(&file, run.to_string()).map_err(Error::at(format!("write {}", file.display())))
+            };
             let [vellum, podman_cost] = bench.alternate([
-                &mut |run| Ok(measure(bench.vellum(&store).args(["commit", &id, &format!("c{run}")]))?.0),
                 &mut |run| {
+                    change(&place, run)?;
+                    Ok(measure(bench.vellum(&store).args(["commit", &id, &format!("c{run}")]))?.0)
+                },
+                &mut |run| {
+                    change(&other_place, run)?;
                     Ok(measure(podman(&other)?.args(["commit", "-q", &other_id, &format!("c{run}")]))?.0)
                 },
             ])?;

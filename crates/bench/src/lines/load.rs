@@ -1,7 +1,7 @@
 //! Images in and out.
 
 use super::{Bench, Figures, Goal};
-use crate::images::{self, Image};
+use crate::images::Image;
 use crate::peers::{Containerd, podman};
 use crate::run::{Cost, Error, measure, shell, tool};
 use std::path::Path;
@@ -94,12 +94,12 @@ fn beside_plain_tar(bench: &Bench, image: &Image, goal: f64, what: &str) -> Resu
 
 /// 120 layers of one file.
 pub(super) fn deep(bench: &Bench) -> Result<Vec<Figures>, Error> {
-    beside_plain_tar(bench, &images::deep(&bench.work.join("deep"))?, 2.0, "deep")
+    beside_plain_tar(bench, &bench.deep()?, 2.0, "deep")
 }
 
 /// One layer of 100,000 files.
 pub(super) fn wide(bench: &Bench) -> Result<Vec<Figures>, Error> {
-    beside_plain_tar(bench, &images::wide(&bench.work.join("wide"))?, 1.2, "wide")
+    beside_plain_tar(bench, &bench.wide()?, 1.2, "wide")
 }
 
 /// The real image out again: pigz over the plain layers.
