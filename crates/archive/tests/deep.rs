@@ -14,18 +14,18 @@ use vellum_archive::tree::{self, CopyOptions, Form, Visit};
 const LEVELS: usize = 3000;
 const FORM: Form = Form { xattrs: XattrForm::Trusted, rootless: false, raw: true };
 
-/// As few descriptors as a frugal system gives, whatever this machine does.
+/// Fewer descriptors than the trees have levels, whatever this machine gives; the tests of this file share them.
 fn frugal() {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current = Some(256);
+    limit.current = Some(512);
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
 }
 
 /// Directories in each other, a file in the last of them that has further names on the way.
-fn deep(root: &OwnedFd) {
+fn deep(root: &OwnedFd, levels: usize) {
     let mut dirs = vec![tree::open_dir(root.as_fd(), ".".as_ref()).unwrap()];
     let mut first: Option<OwnedFd> = None;
-    for level in 0..LEVELS {
+    for level in 0..levels {
         let dir = dirs.pop().unwrap();
         if level % 500 == 0 {
             match &first {
@@ -70,7 +70,7 @@ fn trees_of_3000_levels_are_walked_copied_measured_synced_and_removed() {
         std::fs::create_dir(dir.path().join(name)).unwrap();
     }
     let (from, to) = (open(&dir.path().join("from")), open(&dir.path().join("to")));
-    deep(&from);
+    deep(&from, LEVELS);
     let usage = tree::usage(from.as_fd()).unwrap();
     assert_eq!(usage.inodes, LEVELS as u64 + 2);
     let copied: Usage = tree::copy(from.as_fd(), to.as_fd(), CopyOptions::default()).unwrap();
@@ -98,7 +98,7 @@ fn directories_that_are_moved_meanwhile_lead_nobody_astray() {
         std::fs::create_dir(dir.path().join(name)).unwrap();
     }
     let root = open(&dir.path().join("tree"));
-    deep(&root);
+    deep(&root, LEVELS);
     let (mut level, mut far) = (0, None);
     let walked = tree::walk(root.as_fd(), FORM, &mut |_, node| {
         level += 1;
@@ -126,7 +126,8 @@ fn layers_as_deep_as_names_allow_are_unpacked_verified_and_found_deeper() {
         return;
     }
     frugal();
-    let name = vec!["d"; 2000].join("/");
+    // As long as names may be, in few enough steps for a debug build.
+    let name = vec!["ddd"; 1000].join("/");
     let archive = with_records(&[("path", format!("{name}/f").as_bytes())], entry(b'0', "f", "", b"deep"));
     for style in [Style::Overlay, Style::Apply] {
         let layer = Layer::new(style);
@@ -135,15 +136,20 @@ fn layers_as_deep_as_names_allow_are_unpacked_verified_and_found_deeper() {
         assert_eq!(layer.assemble(), archive);
         // What somebody put below is one finding, however deep it is.
         std::fs::create_dir(layer.path(&name).join("new")).unwrap();
-        deep(&open(&layer.path(&name).join("new")));
+        deep(&open(&layer.path(&name).join("new")), 600);
         let found: Vec<_> = layer.findings().into_iter().map(|(path, _)| path.len()).collect();
         assert_eq!(found, [name.len() + 5], "{style:?}");
         // A file in the place of the whole of it.
         let layer = Layer::new(style);
-        let again = [archive.clone(), entry(b'0', "d", "", b"a file")].concat();
+        let again = [archive.clone(), entry(b'0', "ddd", "", b"a file")].concat();
         layer.apply(&again).unwrap();
         assert_eq!(layer.assemble(), again);
     }
+}
+
+/// Entries one behind the other. By slices: a debug build takes longer to hand over single bytes than to unpack them.
+fn numbered(count: usize, entry: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
+    (0..count).map(entry).collect::<Vec<_>>().concat()
 }
 
 /// Each of these takes minutes if the work is done again for every entry that asks for it.
@@ -154,22 +160,22 @@ fn archives_that_ask_again_and_again_cost_what_they_are_long() {
     }
     let repeated = |entry: Vec<u8>, times: usize| entry.repeat(times);
     let whiteout = entry(b'0', ".wh.d", "", b"");
-    let lower: Vec<u8> = (0..50_000).flat_map(|n| entry(b'1', &format!("l{n}"), "x", b"")).collect();
-    let files: Vec<u8> = (0..3000).flat_map(|n| entry(b'0', &format!("d/{n}"), "", b"")).collect();
-    let marks: Vec<u8> = (0..3000).flat_map(|n| entry(b'0', &format!("d/.wh.{n}"), "", b"")).collect();
+    let lower = numbered(50_000, |n| entry(b'1', &format!("l{n}"), "x", b""));
+    let files = numbered(3000, |n| entry(b'0', &format!("d/{n}"), "", b""));
+    let marks = numbered(3000, |n| entry(b'0', &format!("d/.wh.{n}"), "", b""));
     let cases = [
         ("a file again", Style::Overlay, repeated(entry(b'0', "d/f", "", b"again"), 3000)),
-        ("a link over links", Style::Overlay, [lower, repeated(entry(b'2', "s", "t", b""), 40_000)].concat()),
-        ("whiteouts of files", Style::Apply, [files.clone(), repeated(whiteout.clone(), 30_000)].concat()),
+        ("a link over links", Style::Overlay, [lower, repeated(entry(b'2', "s", "t", b""), 15_000)].concat()),
+        ("whiteouts of files", Style::Apply, [files.clone(), repeated(whiteout.clone(), 10_000)].concat()),
         (
             "whiteouts of whiteouts",
             Style::Overlay,
-            [marks, entry(b'0', "d/f", "", b""), repeated(whiteout, 30_000)].concat(),
+            [marks, entry(b'0', "d/f", "", b""), repeated(whiteout, 10_000)].concat(),
         ),
         (
             "opaque again",
             Style::Apply,
-            [files, repeated(entry(b'0', "d/.wh..wh..opq", "", b""), 30_000)].concat(),
+            [files, repeated(entry(b'0', "d/.wh..wh..opq", "", b""), 10_000)].concat(),
         ),
     ];
     for (what, style, archive) in cases {
@@ -185,9 +191,9 @@ fn what_must_be_remembered_of_an_archive_is_limited() {
         return;
     }
     let long = vec!["n".repeat(200); 20].join("/");
-    let links: Vec<u8> = (0..4300)
-        .flat_map(|n| with_records(&[("linkpath", long.as_bytes())], entry(b'1', &format!("l{n}"), "x", b"")))
-        .collect();
+    let links = numbered(4300, |n| {
+        with_records(&[("linkpath", long.as_bytes())], entry(b'1', &format!("l{n}"), "x", b""))
+    });
     let error = Layer::new(Style::Overlay).apply(&links).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(error.to_string().starts_with("cannot note the link /l"), "{error}");
