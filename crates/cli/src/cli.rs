@@ -1,7 +1,8 @@
 //! The table of commands: parser, help, man pages and completions come from it.
 
 use crate::commands;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches as _, Parser, Subcommand};
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 /// Keeps container images and containers, copying only what is written.
@@ -118,4 +119,87 @@ pub(crate) enum Command {
     Demo(commands::demo::Demo),
     Completions(commands::completions::Completions),
     Man(commands::man::Man),
+}
+
+impl Cli {
+    /// Parses the command line. Building the table of all commands takes longer than most commands do, so those that engines call for every
+    /// container are parsed with their own row of it; what that row does not understand, and every wish for help, is for the table.
+    pub(crate) fn read() -> Self {
+        let arguments: Vec<OsString> = std::env::args_os().collect();
+        Self::by_row(&arguments).unwrap_or_else(|| Self::parse_from(arguments))
+    }
+
+    fn by_row(arguments: &[OsString]) -> Option<Self> {
+        let mut at = 1;
+        while matches!(arguments.get(at).and_then(|word| word.to_str()), Some("--root" | "--driver")) {
+            at += 2;
+        }
+        match arguments.get(at).and_then(|word| word.to_str())? {
+            "create" => row(arguments, at, Command::Create),
+            "mount" => row(arguments, at, Command::Mount),
+            "umount" => row(arguments, at, Command::Umount),
+            "diff" => row(arguments, at, Command::Diff),
+            "rm" => row(arguments, at, Command::Rm),
+            "ps" => row(arguments, at, Command::Ps),
+            _ => None,
+        }
+    }
+}
+
+fn row<T: Args>(arguments: &[OsString], at: usize, command: fn(T) -> Command) -> Option<Cli> {
+    let table = clap::Command::new("vellum").disable_help_flag(true);
+    let table = T::augment_args(Global::augment_args(table));
+    let words = arguments.iter().enumerate().filter(|(index, _)| *index != at).map(|(_, word)| word);
+    let mut matches = table.try_get_matches_from(words.map(OsString::as_os_str).map(OsStr::to_owned)).ok()?;
+    Some(Cli {
+        global: Global::from_arg_matches_mut(&mut matches).ok()?,
+        command: command(T::from_arg_matches_mut(&mut matches).ok()?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn plain_a_row_says_what_the_table_says() {
+        for line in [
+            "vellum create app",
+            "vellum --root /r --driver vfs create --name web --storage-opt a=b app",
+            "vellum mount web --root /r",
+            "vellum --root /a --root /b mount --volatile web",
+            "vellum umount --all",
+            "vellum rm -f web db",
+            "vellum diff --json web",
+            "vellum ps",
+            "vellum ps --json --driver vfs",
+        ] {
+            let row = Cli::by_row(&words(line)).unwrap_or_else(|| panic!("{line}"));
+            let table = Cli::try_parse_from(words(line)).unwrap();
+            assert_eq!(format!("{row:?}"), format!("{table:?}"), "{line}");
+        }
+    }
+
+    #[test]
+    fn plain_what_a_row_does_not_understand_is_for_the_table() {
+        for line in [
+            "vellum",
+            "vellum --root",
+            "vellum --root=/r create app",
+            "vellum create",
+            "vellum create --help",
+            "vellum create -h",
+            "vellum mount --version",
+            "vellum mount --read-only --volatile web",
+            "vellum rm --unknown web",
+            "vellum images",
+            "vellum help create",
+        ] {
+            assert!(Cli::by_row(&words(line)).is_none(), "{line}");
+        }
+    }
 }

@@ -15,7 +15,6 @@ mod progress;
 mod views;
 mod workers;
 
-use clap::Parser as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -25,7 +24,7 @@ fn main() -> ExitCode {
     }
     // Modes of what is made are always given in full; the caller's mask must not narrow them.
     rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::read();
     match commands::run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
