@@ -236,6 +236,8 @@ impl Bench {
         let mut costs: [Vec<Cost>; N] = std::array::from_fn(|_| Vec::new());
         for run in 0..self.runs {
             for (side, costs) in sides.iter_mut().zip(&mut costs) {
+                // What another side left unwritten is not this one's to wait for.
+                rustix::fs::sync();
                 costs.push(side(run)?);
             }
         }

@@ -143,3 +143,18 @@ fn root_a_layer_that_takes_long_to_make_has_an_intent() {
     fs::remove_dir_all(place.root().join("vfs").join(layer)).unwrap();
     assert_eq!(store.mount(&id, &MountOptions::default()).unwrap_err().code(), Code::NotFound);
 }
+
+#[test]
+fn root_hundreds_of_commands_leave_a_short_log() {
+    let Some((place, store, image)) = place("root_hundreds_of_commands_leave_a_short_log") else { return };
+    drop(store);
+    for _ in 0..300 {
+        // One process each, as far as the catalog can tell: it is opened alone, and written once.
+        place.open().create_container(&image.id(), CreateOptions::default()).unwrap();
+    }
+    let log = place.root().join("catalog.db-wal").metadata().unwrap().len();
+    assert!(log <= 1 << 20, "{log} bytes");
+    let store = place.open();
+    assert_eq!(store.containers().unwrap().len(), 300);
+    assert_clean(&store);
+}

@@ -57,7 +57,7 @@ pub(super) fn life(bench: &Bench) -> Result<Vec<Figures>, Error> {
     ])?;
     Ok(vec![
         Figures::ratio_of("create + mount + umount + rm, beside podman", "ms", ms(vellum), ms(podman), 0.12),
-        Figures::value("the same, in all", "ms", ms(vellum), Goal::Value(12.0)),
+        Figures::value("the same, in all (12 where podman takes 100)", "ms", ms(vellum), Goal::None),
     ])
 }
 

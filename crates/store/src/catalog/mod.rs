@@ -30,8 +30,8 @@
 //! - Every write is BEGIN IMMEDIATE, behind the lock `locks/write`, on which the kernel queues writers: SQLite's own
 //!   busy handler sleeps and is unfair.
 //! - Reads are short transactions; nothing slow happens inside one, because a reader pins the log.
-//! - The log is checkpointed by writers when it has 64 pages, never at a command's end; opening a store reads the log
-//!   once, so it must stay small.
+//! - Writers checkpoint the log and begin it anew when it has 64 pages: whoever opens the store alone reads the log once, so it must
+//!   stay small.
 
 pub(crate) mod containers;
 pub(crate) mod damage;
@@ -46,8 +46,8 @@ use crate::{Code, Error, Result};
 use rusqlite::{Connection, OpenFlags, Row, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vellum_sys::lock::FileLock;
 
@@ -68,8 +68,13 @@ pub(crate) struct Catalog {
     read_only: bool,
     /// Connections are for this process alone: the disk is full.
     alone: AtomicBool,
+    /// Pages in the log, as the last commit of this process saw it.
+    log_pages: Arc<AtomicI32>,
     idle: Mutex<Vec<Connection>>,
 }
+
+/// A log of so many pages is written into the file and begun anew.
+const LOG_PAGES: i32 = 64;
 
 /// How long SQLite itself waits for its locks, beyond the queue.
 const BUSY: Duration = Duration::from_secs(30);
@@ -82,6 +87,7 @@ impl Catalog {
             write_lock: write_lock.to_owned(),
             read_only,
             alone: AtomicBool::new(false),
+            log_pages: Arc::default(),
             idle: Mutex::new(Vec::new()),
         };
         catalog.give_back(catalog.connect(false)?);
@@ -96,6 +102,7 @@ impl Catalog {
             write_lock: write_lock.to_owned(),
             read_only: false,
             alone: AtomicBool::new(false),
+            log_pages: Arc::default(),
             idle: Mutex::new(Vec::new()),
         };
         let mut connection = catalog.connect(true)?;
@@ -130,12 +137,34 @@ impl Catalog {
         }
     }
 
+    /// Writes the log into the file, and begins it anew. The writer after a whole checkpoint does the second by itself, but only in the
+    /// process that made the checkpoint: a process that opens the catalog alone does not know of it, so commands that write once each would
+    /// let the log grow for ever, and all of them would read it. What fails here is done by a later writer.
+    fn begin_log_anew(connection: &Connection) {
+        let checkpoint = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+            Ok((row.get::<_, i32>(1)?, row.get::<_, i32>(2)?))
+        });
+        // Readers of older states keep some of it.
+        if !checkpoint.is_ok_and(|(pages, moved)| pages == moved) {
+            return;
+        }
+        let changed = connection.execute_batch(
+            "BEGIN IMMEDIATE;
+             INSERT INTO meta (key, value) VALUES ('log', '0')
+                 ON CONFLICT (key) DO UPDATE SET value = CASE value WHEN '0' THEN '1' ELSE '0' END;
+             COMMIT",
+        );
+        if changed.is_err() && !connection.is_autocommit() {
+            let _ = connection.execute_batch("ROLLBACK");
+        }
+    }
+
     fn connect_as(&self, create: bool, alone: bool) -> Result<Connection> {
         let mut flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_READ_WRITE;
         if create {
             flags |= OpenFlags::SQLITE_OPEN_CREATE;
         }
-        let connection = if alone {
+        let mut connection = if alone {
             room::open_alone(&self.path, flags)?
         } else {
             let connection = Connection::open_with_flags(&self.path, flags)
@@ -146,9 +175,14 @@ impl Catalog {
         connection.set_prepared_statement_cache_capacity(64);
         connection.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         connection.execute_batch(
-            "PRAGMA foreign_keys = ON; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 64;
+            "PRAGMA foreign_keys = ON; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0;
              PRAGMA journal_size_limit = 1048576; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;",
         )?;
+        let pages = Arc::clone(&self.log_pages);
+        connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, now| {
+            pages.store(now, Ordering::Relaxed);
+            Ok(())
+        }))?;
         if self.read_only {
             connection.pragma_update(None, "query_only", true)?;
         }
@@ -205,6 +239,9 @@ impl Catalog {
                 Err(e)
             }
         };
+        if out.is_ok() && self.log_pages.load(Ordering::Relaxed) >= LOG_PAGES {
+            Self::begin_log_anew(&connection);
+        }
         drop(queue);
         // Dropping the transaction has rolled back. Where that failed the connection is still inside it, and is not used again. Others
         // are kept: closing the last one would have the log's index made anew, which a full disk does not allow.
