@@ -3,6 +3,8 @@
 mod common;
 
 use common::{Store, is_root};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 use std::process::Command;
 use vellum_testkit::scratch::{Kind, Scratch};
 use vellum_testkit::skip;
@@ -235,4 +237,68 @@ fn loop_places_where_no_store_can_be_are_told() {
     let err = common::Ran::of(command.output().unwrap()).fails(1);
     assert!(err.contains("Permission denied") && err.contains("hint: "), "{err}");
     scratch.close().unwrap();
+}
+
+/// A store with the image `base:1`, and what is in its folder.
+fn with_base() -> (Store, String) {
+    let store = Store::new("vfs");
+    store.shell("mkdir tree && echo x >tree/f && $V import tree base:1").ok();
+    let made = made(&store);
+    (store, made)
+}
+
+/// What lies in a store, but for the catalog's own files and the locks.
+fn made(store: &Store) -> String {
+    store.shell("find root -not -name 'catalog.db*' -not -path '*/locks/*' | sort").ok()
+}
+
+/// A NUL is not here: the kernel lets no command line have one. The type of the name refuses it, as its own test says.
+#[test]
+fn root_names_of_containers_that_would_be_paths_or_options_are_refused() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let (store, before) = with_base();
+    let (long, id) = ("n".repeat(300), "a".repeat(64));
+    let texts = [
+        "", ".", "..", "/", "../x", "a/b", "/etc", "-", "-a", "--help=x", "_a", ".a", "a b", "a\nb", "é",
+        &long, &id,
+    ];
+    let bytes: [&[u8]; 3] = [b"\xff", b"a\xffb", b"a\xc3"];
+    for name in texts.iter().map(|text| text.as_bytes()).chain(bytes) {
+        let joined = OsString::from_vec([b"--name=".as_slice(), name].concat());
+        let refused = store.run(["create".into(), joined, "base:1".into()]);
+        assert!(refused.out.is_empty(), "{refused:?}");
+        refused.fails(2);
+        let apart = OsString::from_vec(name.to_vec());
+        store.run(["create".into(), "--name".into(), apart, "base:1".into()]).fails(2);
+    }
+    assert_eq!(store.words("ps -q").ok(), "");
+    assert_eq!(made(&store), before);
+}
+
+#[test]
+fn root_storage_options_that_are_none_are_refused() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let (store, before) = with_base();
+    let huge = "x".repeat(100_000);
+    let cases = [
+        ("size".to_owned(), 2, "write it as NAME=VALUE"),
+        (String::new(), 2, "write it as NAME=VALUE"),
+        ("=1G".to_owned(), 2, "write it as NAME=VALUE"),
+        ("=".to_owned(), 2, "write it as NAME=VALUE"),
+        ("nosuch=1".to_owned(), 8, "no storage option 'nosuch'"),
+        ("nosuch=".to_owned(), 8, "no storage option 'nosuch'"),
+        (format!("nosuch={huge}"), 8, "no storage option 'nosuch'"),
+        (format!("{huge}=1"), 8, "no storage option 'xxx"),
+        ("a\nb=1".to_owned(), 8, r"no storage option 'a\nb'"),
+    ];
+    for (given, code, said) in cases {
+        let error = store.run(["create", "--storage-opt", &given, "base:1"]).fails(code);
+        assert!(error.contains(said), "{error}");
+    }
+    assert_eq!(store.words("ps -q").ok(), "");
+    assert_eq!(made(&store), before);
 }

@@ -25,6 +25,7 @@ impl Create {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
         let option = |text: &String| {
             text.split_once('=')
+                .filter(|(name, _)| !name.is_empty())
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .ok_or_else(|| usage(format!("'{text}' is no storage option: write it as NAME=VALUE")))
         };
