@@ -25,6 +25,9 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Facts> {
     if bytes.len() > LIMIT {
         return Err(wrong("it has more than 8 MiB"));
     }
+    if vellum_types::json_marks(bytes) > vellum_types::MAX_JSON_MARKS {
+        return Err(wrong("it has more than 100,000 values"));
+    }
     let value: Value = serde_json::from_slice(bytes)
         .map_err(|e| Error::caused(Code::Archive, "read the image's configuration", e))?;
     let rootfs = value.get("rootfs").ok_or_else(|| wrong("it has no 'rootfs'"))?;
@@ -226,6 +229,56 @@ mod tests {
         assert_eq!(value["history"].as_array().unwrap().len(), 2);
         let bad = CommitOptions { changes: vec!["RUN x".into()], ..CommitOptions::default() };
         assert_eq!(committed(None, &b, Timestamp::UNIX_EPOCH, &bad).unwrap_err().code(), Code::Invalid);
+    }
+
+    /// A configuration of 8 MiB: so many times this, and then one long text.
+    fn hostile(piece: &str, times: usize) -> Vec<u8> {
+        let pieces = vec![piece; times].join(",");
+        let start = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":[]}},"history":[{pieces}],"x":""#);
+        let fill = "x".repeat(LIMIT - start.len() - 2);
+        [start.as_str(), &fill, "\"}"].concat().into_bytes()
+    }
+
+    /// This process's largest resident set so far, in KiB.
+    fn peak() -> Option<u64> {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok())
+    }
+
+    #[test]
+    fn plain_hostile_configurations_take_little_memory() {
+        const CHILD: &str = "VELLUM_TEST_CONFIGURATION";
+        let test = "plain_hostile_configurations_take_little_memory";
+        if peak().is_none() {
+            vellum_testkit::skip::record(test, "/proc does not tell the largest resident set");
+            return;
+        }
+        // What costs the most for its length, as often as allowed and as often as there is room for.
+        let cases = [(r#"{"":0}"#, 33_000), ("[0]", 49_000), (r#"{"":0}"#, 1_100_000), ("0", 4_000_000)];
+        if let Ok(number) = std::env::var(CHILD) {
+            let (piece, times) = cases[number.parse::<usize>().unwrap()];
+            let bytes = hostile(piece, times);
+            let before = peak().unwrap();
+            let options = CommitOptions::default();
+            let layer: DiffId = vellum_types::Digest::sha256(b"a").into();
+            let taken = read(&bytes).is_ok();
+            assert_eq!(taken, times < 100_000, "{piece}");
+            if taken {
+                committed(Some(&bytes), &layer, Timestamp::UNIX_EPOCH, &options).unwrap();
+            }
+            let grown = peak().unwrap() - before;
+            assert!(grown < 56 << 10, "{piece}: {grown} KiB more, from {before} KiB");
+            return;
+        }
+        for number in 0..cases.len() {
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", &format!("imageconfig::tests::{test}"), "--nocapture"])
+                .env(CHILD, number.to_string())
+                .output()
+                .unwrap();
+            assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+            assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"), "the child ran no test");
+        }
     }
 
     #[test]

@@ -98,7 +98,21 @@ mod tests {
         for good in ["a", "web_1.x-y", "9"] {
             assert_eq!(good.parse::<ContainerName>().unwrap().as_str(), good);
         }
-        for bad in ["", "-a", ".", "..", "a/b", "a b", "é", &"a".repeat(256), &"a".repeat(64)] {
+        for bad in [
+            "",
+            "-a",
+            ".",
+            "..",
+            "a/b",
+            "a b",
+            "é",
+            "a\0b",
+            "/",
+            "_a",
+            ".a",
+            &"a".repeat(256),
+            &"a".repeat(64),
+        ] {
             assert!(bad.parse::<ContainerName>().is_err(), "{bad}");
         }
         let id = ContainerId::from_bytes([0xa5; 32]);

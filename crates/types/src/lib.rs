@@ -17,12 +17,14 @@
 
 mod container;
 mod digest;
+mod json;
 mod layer;
 mod name;
 mod platform;
 
 pub use container::{ContainerId, ContainerName};
 pub use digest::{Algorithm, ChainId, DiffId, Digest, ImageId};
+pub use json::{MAX_JSON_MARKS, json_marks};
 pub use layer::LayerId;
 pub use name::ImageName;
 pub use platform::Platform;

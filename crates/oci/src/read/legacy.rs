@@ -14,7 +14,7 @@ use sha2::Digest as _;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read};
 use vellum_archive::compression::Decoder;
-use vellum_types::{DiffId, Digest};
+use vellum_types::{DiffId, Digest, MAX_JSON_MARKS, json_marks};
 
 /// More layers than any image of that time could have.
 const MAX_CHAIN: usize = 1000;
@@ -81,13 +81,17 @@ fn layer_json(files: &Files, id: &str) -> Result<(Map<String, Value>, Option<Str
     let path = format!("{id}/json");
     let bytes = files.read(&path, MAX_CONFIG, &part)?;
     let bytes = bytes.ok_or_else(|| Error::Missing { part: part.clone(), path })?;
+    if json_marks(&bytes) > MAX_JSON_MARKS {
+        return Err(Error::limit(part, format!("more than {MAX_JSON_MARKS} values in its configuration")));
+    }
     let json: Map<String, Value> = spec::parse(&bytes, &part)?;
     let parent = json.get("parent").and_then(Value::as_str).filter(|p| !p.is_empty()).map(str::to_owned);
     Ok((json, parent))
 }
 
 fn image(files: &Files, top: &str, tags: &[String], diff_ids: &mut HashMap<String, DiffId>) -> Result<Image> {
-    let mut chain = Vec::new();
+    // Of the layers below only what the history tells is kept: a thousand of them may have 8 MiB each.
+    let (mut chain, mut config, mut told) = (Vec::new(), None, 0);
     let mut next = Some(top.to_owned());
     while let Some(id) = next {
         if chain.iter().any(|(seen, _)| *seen == id) {
@@ -97,27 +101,33 @@ fn image(files: &Files, top: &str, tags: &[String], diff_ids: &mut HashMap<Strin
             return Err(Error::limit(format!("layer {top}"), format!("more than {MAX_CHAIN} ancestors")));
         }
         let (json, parent) = layer_json(files, &id)?;
-        chain.push((id, json));
+        let step = history_of(&json);
+        told += step.values().filter_map(Value::as_str).map(str::len).sum::<usize>();
+        if told as u64 > MAX_CONFIG {
+            return Err(Error::limit(format!("layer {top}"), "a history of more than 8 MiB"));
+        }
+        chain.push((id, Value::Object(step)));
+        config.get_or_insert(json);
         next = parent;
     }
     chain.reverse();
     let (mut layers, mut diffs, mut history) = (Vec::new(), Vec::new(), Vec::new());
-    for (id, json) in &chain {
+    for (id, step) in chain {
         let (part, path) = (format!("layer {id}"), format!("{id}/layer.tar"));
         let blob = files.find(&path)?.ok_or_else(|| Error::Missing { part: part.clone(), path })?;
-        let diff = match diff_ids.get(id) {
+        let diff = match diff_ids.get(&id) {
             Some(diff) => *diff,
             None => {
                 let diff = blob.open().and_then(diff_id).map_err(Error::io(format!("read {part}")))?;
-                diff_ids.insert(id.clone(), diff);
+                diff_ids.insert(id, diff);
                 diff
             }
         };
         diffs.push(Value::from(diff.to_string()));
-        history.push(history_of(json));
+        history.push(step);
         layers.push(Layer { blob, facts: None });
     }
-    let (_, mut config) = chain.pop().unwrap_or_default();
+    let mut config = config.unwrap_or_default();
     for field in ["id", "parent", "parent_id", "layer_id", "Size", "throwaway"] {
         config.remove(field);
     }
@@ -130,7 +140,7 @@ fn image(files: &Files, top: &str, tags: &[String], diff_ids: &mut HashMap<Strin
     Ok(Image { names, unusable_names, config, manifest: None, layers, platform })
 }
 
-fn history_of(json: &Map<String, Value>) -> Value {
+fn history_of(json: &Map<String, Value>) -> Map<String, Value> {
     let mut entry = Map::new();
     for (from, to) in [("created", "created"), ("author", "author"), ("comment", "comment")] {
         if let Some(Value::String(text)) = json.get(from).filter(|value| *value != "") {
@@ -142,7 +152,7 @@ fn history_of(json: &Map<String, Value>) -> Value {
         let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
         entry.insert("created_by".into(), words.join(" ").into());
     }
-    Value::Object(entry)
+    entry
 }
 
 /// The digest of the plain tar.
