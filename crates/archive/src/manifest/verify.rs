@@ -198,14 +198,11 @@ impl Plan {
 }
 
 impl Plan {
-    /// Whether a whiteout need not be there: one above may have taken the place of the directory that it lay in, or a file has,
-    /// and what lies below a file is hidden without a mark.
+    /// Whether a whiteout need not be there: all that lower layers have where it lay is hidden without it, by a whiteout or an opaque mark
+    /// above it, or because the layer had something above it that was no directory. A directory that takes its place is opaque.
     fn is_moot(&self, path: &LayerPath) -> bool {
-        parents(path.as_bytes()).any(|parent| {
-            let above = self.expected.get(&key(parent));
-            let file = above.filter(|e| !matches!(e.what, What::Dir | What::ImpliedDir));
-            self.hidden.contains_key(&key(parent)) || file.is_some_and(|e| !self.is_hidden(parent, e.index))
-        })
+        parents(path.as_bytes())
+            .any(|parent| [&self.hidden, &self.hidden_below].iter().any(|map| map.contains_key(&key(parent))))
     }
 }
 
