@@ -130,3 +130,51 @@ fn root_a_namespace_is_the_stores_not_the_paths() {
     user.shell("$V --root a system reset -f && $V --root b system reset -f").ok();
     user.has_no_holders();
 }
+
+/// The number of a process's namespace.
+fn namespace(pid: &str, kind: &str) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(format!("/proc/{pid}/ns/{kind}")).unwrap().ino()
+}
+
+/// A record that names a process is no proof: who holds the namespaces has the record locked, and the namespaces are those recorded.
+#[test]
+fn root_a_forged_record_leads_into_nobodys_namespaces() {
+    if !is_root() {
+        skip!("needs root, to become another user");
+    }
+    let user = User::new(54_325, false);
+    if let Some(reason) = refused(&user) {
+        skip!("{reason}");
+    }
+    user.shell("mkdir tree && $V import tree base:1").ok();
+    let record = user.shell("echo /tmp/vellum-$ID/ns-*/ns").ok();
+    let line = |pid: &str| format!("{pid} {} {}", namespace(pid, "user"), namespace(pid, "mnt"));
+    let end_holders = || {
+        for pid in user.holders() {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+        user.has_no_holders();
+    };
+    // Nobody has it locked: a holder is started, whatever the record says.
+    let own = std::process::id().to_string();
+    for forged in [line(&own), "1 1 1".to_owned(), "not a record".to_owned()] {
+        end_holders();
+        user.shell(&format!("echo {forged} >{record}")).ok();
+        let joined = user.shell("$V unshare readlink /proc/self/ns/mnt").ok();
+        assert_ne!(joined, format!("mnt:[{}]", namespace(&own, "mnt")), "{forged}");
+        let holders = user.holders();
+        assert_eq!(holders.len(), 1, "{forged}");
+        let now = user.shell(&format!("cat {record}")).ok();
+        assert!(now.starts_with(&format!("{} ", holders[0])), "{forged}: {now}");
+    }
+    // Somebody has it locked, but the process it names is not the user's, or is none.
+    for forged in [&*line(&own), "1 1 1", "0 1 1", "-1 1 1", "99999999999 1 1", ""] {
+        end_holders();
+        user.shell(&format!("echo '{forged}' >{record}")).ok();
+        let ran = user.shell(&format!("flock -x {record} $V unshare readlink /proc/self/ns/mnt"));
+        assert!(ran.fails(8).contains("does not name a holder"), "{forged}");
+        assert!(user.holders().is_empty(), "{forged}");
+    }
+}
