@@ -182,7 +182,10 @@ impl Records {
     }
 
     pub(super) fn take_xattrs(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        std::mem::take(&mut self.xattrs).into_iter().map(|(name, value)| (name, value.value)).collect()
+        // The kernel takes an empty capability, and then refuses to read it: it is none.
+        let none = |name: &[u8], value: &Attribute| name == b"security.capability" && value.value.is_empty();
+        let xattrs = std::mem::take(&mut self.xattrs).into_iter();
+        xattrs.filter(|(name, value)| !none(name, value)).map(|(name, value)| (name, value.value)).collect()
     }
 }
 
