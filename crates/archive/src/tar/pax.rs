@@ -182,8 +182,11 @@ impl Records {
     }
 
     pub(super) fn take_xattrs(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        // The kernel takes an empty capability, and then refuses to read it: it is none.
-        let none = |name: &[u8], value: &Attribute| name == b"security.capability" && value.value.is_empty();
+        // Empty ones of those that the kernel understands are none: it takes an empty capability, and then refuses to read it, and an empty
+        // list of access rights takes away the one that is there.
+        const UNDERSTOOD: [&[u8]; 3] =
+            [b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"];
+        let none = |name: &[u8], value: &Attribute| value.value.is_empty() && UNDERSTOOD.contains(&name);
         let xattrs = std::mem::take(&mut self.xattrs).into_iter();
         xattrs.filter(|(name, value)| !none(name, value)).map(|(name, value)| (name, value.value)).collect()
     }
