@@ -17,7 +17,7 @@
 //! **Use** ([`Store::make_whole`]): a fresh layer is looked at before each use (a few opens), and what is missing is made inside a write transaction,
 //! so that two do not make it at once.
 //!
-//! **Boot**: all fresh layers are made whole, one barrier brings them to the disk, and they are fresh no more.
+//! **Boot**, and `check`: all fresh layers are made whole, one barrier brings them to the disk, and they are fresh no more.
 
 use crate::catalog::layers::{self, Layer, Role};
 use crate::catalog::{Durability, containers};
@@ -114,7 +114,7 @@ impl Store {
         }
     }
 
-    /// After a boot: makes all fresh layers whole, and brings them to the disk.
+    /// After a boot, and before a check: makes all fresh layers whole, and brings them to the disk.
     pub(crate) fn settle_fresh(&self) -> Result<()> {
         let fresh = self.catalog.read(layers::fresh)?;
         if fresh.is_empty() {
