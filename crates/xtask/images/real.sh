@@ -23,9 +23,7 @@ case $kind in
     *) echo "real.sh: '$kind' is neither real nor small" >&2; exit 2 ;;
 esac
 
-mirror=$(sed -n -e 's/^URIs: *\([^ ]*debian\/\{0,1\}\)$/\1/p' -e 's/^deb \(\[[^]]*\] \)\{0,1\}\([^ ]*debian\/\{0,1\}\) .*/\2/p' \
-    /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | head -n 1) || true
-mirror=${mirror:-http://deb.debian.org/debian}
+. "$(dirname "$0")/mirror.sh"
 
 mkdir -p "$(dirname "$output")"
 work=$(mktemp -d "$(dirname "$output")/.building-XXXXXX")

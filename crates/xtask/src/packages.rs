@@ -1,9 +1,12 @@
 //! What tests and benchmarks need of the machine.
 
 use crate::run::{Error, has, run};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::process::Command;
 
-/// A program and the Debian package that brings it.
+/// A program, or a file by its whole path, and the Debian package that brings it.
 pub(crate) struct Need {
     program: &'static str,
     package: &'static str,
@@ -29,11 +32,17 @@ pub(crate) const TEST: &[Need] = &[
     need("openssl", "openssl"),
     need("python3", "python3"),
     need("zstd", "zstd"),
+    need("containerd", "containerd"),
+    need("runc", "runc"),
+    need("go", "golang-any"),
+    need(
+        "/usr/share/gocode/src/github.com/containerd/containerd/snapshots/testsuite/testsuite.go",
+        "golang-github-containerd-containerd-dev",
+    ),
 ];
 
 /// For the benchmark, beside those for the tests.
-pub(crate) const BENCH: &[Need] =
-    &[need("pigz", "pigz"), need("podman", "podman"), need("containerd", "containerd")];
+pub(crate) const BENCH: &[Need] = &[need("pigz", "pigz"), need("podman", "podman")];
 
 /// Installs what is missing where that is possible: as root, with apt. Says what is still missing then; what needs it
 /// is skipped and counted.
@@ -45,6 +54,7 @@ pub(crate) fn install(needs: &[Need]) -> Result<(), Error> {
     if is_root() && has("apt-get") {
         let packages: Vec<&str> = missing().iter().map(|need| need.package).collect();
         eprintln!("installing {}", packages.join(" "));
+        let _no_services = NoServices::declare()?;
         let apt = |arguments: &[&str]| {
             let mut command = Command::new("apt-get");
             run(command.env("DEBIAN_FRONTEND", "noninteractive").arg("-qq").args(arguments))
@@ -67,6 +77,30 @@ pub(crate) fn install(needs: &[Need]) -> Result<(), Error> {
         eprintln!("missing: {} (package {}); what needs it is skipped", need.program, need.package);
     }
     Ok(())
+}
+
+/// While this is there, packages' services are not started when they are installed: tests start what they need themselves.
+struct NoServices(Option<&'static Path>);
+
+impl NoServices {
+    fn declare() -> Result<Self, Error> {
+        let path = Path::new("/usr/sbin/policy-rc.d");
+        let file = std::fs::File::options().write(true).create_new(true).mode(0o755).open(path);
+        match file.and_then(|mut file| file.write_all(b"#!/bin/sh\nexit 101\n")) {
+            Ok(()) => Ok(Self(Some(path))),
+            // The administrator's own policy stands.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(Self(None)),
+            Err(error) => Err(Error::at(format!("write {}", path.display()))(error)),
+        }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(path) = self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Whether this process is the superuser.

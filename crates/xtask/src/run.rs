@@ -64,7 +64,7 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
     if status.success() { Ok(()) } else { Err(Error::Failed(text)) }
 }
 
-/// Whether a program is on the PATH or in a folder for the administrator's programs.
+/// Whether a program is on the PATH or in a folder for the administrator's programs; of a whole path, whether that is a file.
 pub(crate) fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
