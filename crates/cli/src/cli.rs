@@ -111,6 +111,7 @@ pub(crate) enum Command {
     Gc(commands::gc::Gc),
     Check(commands::check::Check),
     Unshare(commands::unshare::Unshare),
+    Serve(commands::serve::Serve),
     #[command(subcommand)]
     System(commands::system::System),
     Info(commands::info::Info),

@@ -94,6 +94,16 @@ pub(crate) fn is_out_of_sight() -> bool {
     }
 }
 
+/// Refuses what only the machine's root can do.
+pub(crate) fn must_be_root(what: &str) -> Result<()> {
+    if is_host_root() {
+        return Ok(());
+    }
+    Err(Plain::new(Kind::Unsupported, format!("cannot {what}: only root can mount for others"))
+        .hint("run it as root, mostly as a service: docs/plug-in.md has unit files")
+        .into())
+}
+
 /// How the store of the command line is opened.
 pub(crate) fn options(global: &Global) -> Result<OpenOptions> {
     let root = root(global)?;

@@ -328,6 +328,7 @@ pub(crate) fn layer_file(
         created,
         container,
         snapshot: None,
+        adopted: Vec::new(),
     }
 }
 

@@ -45,6 +45,9 @@ pub(crate) struct LayerFile {
     pub(crate) container: Option<ContainerFile>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) snapshot: Option<SnapshotFile>,
+    /// Front ends' snapshots that this layer of an image is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) adopted: Vec<SnapshotFile>,
 }
 
 /// The blob a layer came in.
@@ -111,20 +114,18 @@ impl LayerFile {
                 Some(ContainerFile { id, name: row.name, image: row.image, created: row.created, save_point })
             }
         };
-        let snapshot = match snapshots::holder(tx, layer.id)? {
-            None => None,
-            Some((namespace, key)) => {
-                let row = snapshots::get(tx, &namespace, &key)?;
-                Some(SnapshotFile {
-                    namespace,
-                    key,
-                    kind: row.kind,
-                    parent: row.parent,
-                    labels: row.labels,
-                    created: row.created,
-                })
-            }
-        };
+        let mut held = snapshots::of_layer(tx, layer.id)?
+            .into_iter()
+            .map(|(namespace, row)| SnapshotFile {
+                namespace,
+                key: row.key,
+                kind: row.kind,
+                parent: row.parent,
+                labels: row.labels,
+                created: row.created,
+            })
+            .collect::<Vec<_>>();
+        let snapshot = if layer.role == Role::Image { None } else { held.pop() };
         Ok(Self {
             id: layer.id,
             role: layer.role,
@@ -138,6 +139,7 @@ impl LayerFile {
             created: layer.created,
             container,
             snapshot,
+            adopted: held,
         })
     }
 

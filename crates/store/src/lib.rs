@@ -36,7 +36,7 @@
 //!
 //! Each module opens with its numbered algorithm: load ([`load`]), create, mount and remove ([`containers`]), commit, import and
 //! export ([`stream`]), snapshot and rollback ([`savepoints`]), images' names and removal ([`images`]), garbage collection
-//! ([`gc`]), check ([`check`], [`verify`]) and repair ([`repair`], [`mend`], [`rebuild`]), front ends' snapshots ([`views`]), reset ([`reset`]).
+//! ([`gc`]), check ([`check`], [`verify`]) and repair ([`repair`], [`mend`], [`rebuild`]), front ends' snapshots ([`views`], [`adopt`]), reset ([`reset`]).
 //!
 //! # Where a crash leaves what
 //!
@@ -56,6 +56,7 @@
 
 #![allow(rustdoc::private_intra_doc_links)]
 
+mod adopt;
 mod catalog;
 mod check;
 mod containers;

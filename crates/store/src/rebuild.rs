@@ -229,7 +229,7 @@ impl Remains {
             {
                 containers::add_save_point(tx, &whose.id, name, *id, file.created)?;
             }
-            if let Some(whose) = &file.snapshot {
+            for whose in file.snapshot.iter().chain(&file.adopted) {
                 snapshots::add(
                     tx,
                     &snapshots::NewSnapshot {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use vellum_driver::Driver;
+use vellum_driver::{Capabilities, Driver};
 use vellum_mount::Mounter;
 use vellum_sys::fsinfo::FileSystem;
 use vellum_sys::lock::FileLock;
@@ -39,6 +39,16 @@ impl Store {
     /// The store's folder.
     pub fn root(&self) -> &Path {
         self.layout.root()
+    }
+
+    /// The driver that new layers go to.
+    pub fn driver_name(&self) -> &'static str {
+        self.driver.name()
+    }
+
+    /// What the driver that new layers go to can do here.
+    pub fn capabilities(&self) -> &Capabilities {
+        self.driver.capabilities()
     }
 
     /// What each driver says of a place, whether or not a store is there.

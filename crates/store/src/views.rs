@@ -12,10 +12,12 @@ use crate::layerfiles::{LayerFile, SnapshotFile};
 use crate::{Code, Error, Result, Store};
 use jiff::Timestamp;
 use rusqlite::Transaction;
+use rustix::fs::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use vellum_archive::target::{Joints, Usage};
-use vellum_driver::{CreateSpec, MountOptions, MountPlan};
+use vellum_driver::{ClassicMount, CreateSpec, MountOptions, MountPlan};
 use vellum_types::LayerId;
 
 /// What a snapshot is, in containerd's words.
@@ -83,7 +85,21 @@ impl Snapshots<'_> {
     /// # Errors
     /// [`Code::Exists`]: the key is taken; [`Code::NotFound`]: there is no such parent; [`Code::Invalid`]: it is not committed.
     pub fn prepare(&self, key: &str, parent: Option<&str>, labels: &Labels) -> Result<SnapshotRow> {
-        self.make(key, SnapshotKind::Active, parent, labels)
+        self.make(key, SnapshotKind::Active, parent, labels, &[])
+    }
+
+    /// As [`Snapshots::prepare`], with storage options as in [`CreateSpec::options`].
+    ///
+    /// # Errors
+    /// As there; [`Code::Unsupported`]: an option that the driver does not have.
+    pub fn prepare_with(
+        &self,
+        key: &str,
+        parent: Option<&str>,
+        labels: &Labels,
+        options: &[(String, String)],
+    ) -> Result<SnapshotRow> {
+        self.make(key, SnapshotKind::Active, parent, labels, options)
     }
 
     /// Makes a read-only look at a committed snapshot.
@@ -91,7 +107,7 @@ impl Snapshots<'_> {
     /// # Errors
     /// As [`Snapshots::prepare`].
     pub fn view(&self, key: &str, parent: &str, labels: &Labels) -> Result<SnapshotRow> {
-        self.make(key, SnapshotKind::View, Some(parent), labels)
+        self.make(key, SnapshotKind::View, Some(parent), labels, &[])
     }
 
     fn make(
@@ -100,6 +116,7 @@ impl Snapshots<'_> {
         kind: SnapshotKind,
         parent: Option<&str>,
         labels: &Labels,
+        options: &[(String, String)],
     ) -> Result<SnapshotRow> {
         let store = self.store;
         let driver = store.driver.name();
@@ -130,7 +147,7 @@ impl Snapshots<'_> {
             });
             Ok(file)
         };
-        if store.makes_fresh(&[]) {
+        if store.makes_fresh(options) {
             store.make_fresh(Role::Snapshot, view, base, add)?;
             return self.stat(key);
         }
@@ -143,7 +160,7 @@ impl Snapshots<'_> {
             point("store.prepare.intent")?;
             let folder = store.make_layer_folder(driver, layer)?;
             file.write(&folder)?;
-            store.create_layer(layer, &CreateSpec { parent: below, view, options: &[] })?;
+            store.create_layer(layer, &CreateSpec { parent: below, view, options })?;
             store.driver.sync(layer)?;
             crate::files::sync_folder(&folder, &[LayerFile::NAME])?;
             point("store.prepare.synced")?;
@@ -155,7 +172,7 @@ impl Snapshots<'_> {
         self.stat(key)
     }
 
-    fn committed(&self, tx: &Transaction<'_>, key: &str) -> Result<SnapshotRow> {
+    pub(crate) fn committed(&self, tx: &Transaction<'_>, key: &str) -> Result<SnapshotRow> {
         let row = snapshots::get(tx, &self.namespace, key)?;
         if row.kind == SnapshotKind::Committed {
             return Ok(row);
@@ -224,6 +241,39 @@ impl Snapshots<'_> {
         Ok(self.driver_of(&row)?.mounts(row.layer, options)?)
     }
 
+    /// How somebody else mounts a snapshot: the mounts as strings, to be performed one after the other.
+    ///
+    /// Where the driver's plan is more than such strings can say, what is missing is mounted by the store's mounter, and stays until the snapshot is
+    /// removed or the machine is started anew; asking again finds it, or makes it again. `owner` is whom the root of an active snapshot belongs to,
+    /// when the front end maps owners.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; the driver's; the kernel's.
+    pub fn hand_out(&self, key: &str, owner: Option<(u32, u32)>) -> Result<Vec<ClassicMount>> {
+        let row = self.stat(key)?;
+        let store = self.store;
+        store.make_whole(row.layer)?;
+        let driver = self.driver_of(&row)?;
+        if let (Some((uid, gid)), Some(folder)) = (owner, driver.own_folder(row.layer)?) {
+            let folder = crate::layout::open_folder(&folder)?;
+            rustix::fs::fchown(&folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                .map_err(|e| Error::io("give the snapshot to its owner in", &store.layout.root(), e))?;
+        }
+        let plan = driver.mounts(row.layer, &MountOptions::default())?;
+        if let Some(mounts) = plan.classic() {
+            return Ok(mounts);
+        }
+        let bound = |path: PathBuf| {
+            MountPlan::bind(path, plan.root.read_only).classic().ok_or_else(|| {
+                Error::new(Code::Unsupported, format!("mount the snapshot '{key}'"), "its path is no text")
+            })
+        };
+        match store.mounter.mounted(row.layer).map_err(Error::from)? {
+            Some(record) => bound(record.target),
+            None => bound(store.mounter.acquire(row.layer, &plan).map_err(Error::from)?),
+        }
+    }
+
     /// Removes a snapshot that no other lies on.
     ///
     /// # Errors
@@ -231,24 +281,49 @@ impl Snapshots<'_> {
     pub fn remove(&self, key: &str) -> Result<()> {
         let store = self.store;
         crate::reserve::release_if_full(store.layout.root());
+        self.let_go(key)?;
         let owner = store.announce()?;
         let removed = store.catalog.write(Durability::Full, |tx| {
-            let row = snapshots::get(tx, &self.namespace, key)?;
-            if let Some(child) = snapshots::child(tx, &self.namespace, key)? {
-                return Err(Error::new(
-                    Code::InUse,
-                    format!("remove the snapshot '{key}'"),
-                    format!("the snapshot '{child}' lies on it"),
-                ));
-            }
+            let row = self.without_children(tx, key)?;
             snapshots::remove(tx, &self.namespace, key)?;
-            let layer = layers::get(tx, row.layer)?;
+            let Some(layer) = layers::get(tx, row.layer)? else { return Ok(Vec::new()) };
+            if layer.role == Role::Image {
+                let mut lives = store.others_live(owner.id);
+                return layers::release_chain(tx, Some(layer.id), owner.id, &mut lives);
+            }
+            let parent = layer.parent;
             layers::remove(tx, row.layer, Some(owner.id))?;
-            Ok(layer)
+            let mut removed = vec![layer];
+            let mut lives = store.others_live(owner.id);
+            removed.extend(layers::release_chain(tx, parent, owner.id, &mut lives)?);
+            Ok(removed)
         })?;
         point("store.unprepare.recorded")?;
-        store.finish_removal(removed.as_slice())?;
+        store.finish_removal(&removed)?;
         store.empty_trash_later();
+        Ok(())
+    }
+
+    fn without_children(&self, tx: &Transaction<'_>, key: &str) -> Result<SnapshotRow> {
+        let row = snapshots::get(tx, &self.namespace, key)?;
+        match snapshots::child(tx, &self.namespace, key)? {
+            None => Ok(row),
+            Some(child) => Err(Error::new(
+                Code::InUse,
+                format!("remove the snapshot '{key}'"),
+                format!("the snapshot '{child}' lies on it"),
+            )),
+        }
+    }
+
+    /// Undoes what [`Snapshots::hand_out`] mounted for a snapshot that is to be removed.
+    fn let_go(&self, key: &str) -> Result<()> {
+        let row = self.store.catalog.read(|tx| self.without_children(tx, key))?;
+        if row.kind != SnapshotKind::Committed
+            && self.store.mounter.mounted(row.layer).map_err(Error::from)?.is_some()
+        {
+            let _ = self.store.mounter.release_all(row.layer, true).map_err(Error::from)?;
+        }
         Ok(())
     }
 
@@ -289,9 +364,18 @@ impl Snapshots<'_> {
     /// # Errors
     /// [`Code::NotFound`].
     pub fn update(&self, key: &str, labels: &Labels) -> Result<SnapshotRow> {
+        self.edit(key, |now| now.clone_from(labels))
+    }
+
+    /// Changes a snapshot's labels, with nobody in between.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`].
+    pub fn edit(&self, key: &str, change: impl FnOnce(&mut Labels)) -> Result<SnapshotRow> {
         let row = self.store.catalog.write(Durability::Full, |tx| {
-            snapshots::get(tx, &self.namespace, key)?;
-            snapshots::set_labels(tx, &self.namespace, key, labels)?;
+            let mut labels = snapshots::get(tx, &self.namespace, key)?.labels;
+            change(&mut labels);
+            snapshots::set_labels(tx, &self.namespace, key, &labels)?;
             snapshots::get(tx, &self.namespace, key)
         })?;
         point("store.labels.recorded")?;
@@ -314,7 +398,7 @@ impl Snapshots<'_> {
     }
 
     /// Makes `layer.json` follow the row.
-    fn write_file(&self, layer: LayerId) -> Result<()> {
+    pub(crate) fn write_file(&self, layer: LayerId) -> Result<()> {
         let found = self.store.catalog.read(|tx| match layers::get(tx, layer)? {
             None => Ok(None),
             Some(row) => Ok(Some((LayerFile::of(tx, &row)?, row.driver))),

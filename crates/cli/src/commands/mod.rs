@@ -23,6 +23,7 @@ pub(crate) mod rm;
 pub(crate) mod rmi;
 pub(crate) mod rollback;
 pub(crate) mod save;
+pub(crate) mod serve;
 pub(crate) mod snapshot;
 pub(crate) mod snapshots;
 pub(crate) mod system;
@@ -57,6 +58,7 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
         Command::Gc(command) => command.run(global),
         Command::Check(command) => command.run(global),
         Command::Unshare(command) => command.run(global),
+        Command::Serve(command) => command.run(global),
         Command::System(command) => command.run(global),
         Command::Info(command) => command.run(global),
         Command::Driver(command) => command.run(global),

@@ -28,10 +28,15 @@ fn of_row(row: &Row<'_>) -> rusqlite::Result<SnapshotRow> {
 
 /// One snapshot.
 pub(crate) fn get(tx: &Transaction<'_>, namespace: &str, key: &str) -> Result<SnapshotRow> {
-    tx.prepare_cached(&format!("{COLUMNS} AND s.namespace = ?1 AND s.key = ?2"))?
+    find(tx, namespace, key)?.ok_or_else(|| Error::not_found("snapshot", key))
+}
+
+/// One snapshot, if there is one of this key.
+pub(crate) fn find(tx: &Transaction<'_>, namespace: &str, key: &str) -> Result<Option<SnapshotRow>> {
+    Ok(tx
+        .prepare_cached(&format!("{COLUMNS} AND s.namespace = ?1 AND s.key = ?2"))?
         .query_row(params![namespace, key], of_row)
-        .optional()?
-        .ok_or_else(|| Error::not_found("snapshot", key))
+        .optional()?)
 }
 
 /// All snapshots of a front end, by key.
@@ -137,10 +142,12 @@ pub(crate) fn remove(tx: &Transaction<'_>, namespace: &str, key: &str) -> Result
     Ok(())
 }
 
-/// Whose layer this is: (namespace, key).
-pub(crate) fn holder(tx: &Transaction<'_>, layer: LayerId) -> Result<Option<(String, String)>> {
-    Ok(tx
-        .prepare_cached("SELECT namespace, key FROM snapshots WHERE layer = ?1")?
-        .query_row([layer.get()], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?)
+/// The snapshots that are this layer, with their front ends' namespaces; more than one only of an image's layer.
+pub(crate) fn of_layer(tx: &Transaction<'_>, layer: LayerId) -> Result<Vec<(String, SnapshotRow)>> {
+    let mut statement = tx.prepare_cached(
+        "SELECT key, kind, parent, layer, labels, created, updated, namespace FROM snapshots \
+         WHERE layer = ?1 ORDER BY namespace, key",
+    )?;
+    let rows = statement.query_map([layer.get()], |row| Ok((row.get(7)?, of_row(row)?)))?;
+    Ok(rows.collect::<std::result::Result<_, _>>()?)
 }
