@@ -1,8 +1,10 @@
 //! Files of the layers below that a layer has copies of.
 
-use super::verify::{Open, Plan, key, parents};
+use super::plan::{Plan, key, parents};
+use super::verify::Open;
 use super::{Entry, Facts, Reader, What};
 use crate::target::LayerPath;
+use std::collections::HashMap;
 use std::io;
 
 /// What a layer must have of files of the layers below to which it has hard links: joining copied them into its folder.
@@ -13,15 +15,17 @@ pub(super) struct Borrowed {
 }
 
 impl Borrowed {
-    /// The links of the layer's own manifest that lead to names which it does not bring.
+    /// The links of the layer's own manifest that led to names which it had not brought.
     pub(super) fn of(plan: &Plan, open: Open<'_>) -> io::Result<Self> {
         let mut links = Vec::new();
         for (index, entry) in (0..).zip(Reader::new(open()?)?) {
-            let Entry { path, what: What::HardLink(to), .. } = entry? else { continue };
-            let last = plan.expected.get(&key(path.as_bytes())).is_some_and(|e| e.index == index);
-            let brings = plan.expected.get(&key(to.as_bytes())).is_some_and(|e| e.what != What::Whiteout);
-            if last && !brings && !plan.is_hidden(path.as_bytes(), index) {
-                links.push((path, to));
+            let entry: Entry = entry?;
+            let Some(expected) = plan.expected.get(&key(entry.path.as_bytes())) else { continue };
+            if let What::HardLink(to) = &expected.what
+                && expected.index == index
+                && !plan.is_hidden(entry.path.as_bytes(), index)
+            {
+                links.push((entry.path, to.clone()));
             }
         }
         Ok(Self { links })
@@ -33,19 +37,24 @@ impl Borrowed {
             return Ok(());
         }
         let (mut lower, mut index) = (Plan::default(), 0);
+        let mut copies = HashMap::new();
         for open in below {
             index = lower.read(&mut open()?, index, false)?;
         }
         for (path, to) in self.links {
             let Some((what, facts)) = lower.file(&to) else { continue };
+            // All links to one name are one copy. Records of the layer's own are numbered from the other end.
+            let next = u64::MAX - copies.len() as u64;
+            let file = *copies.entry(to.clone()).or_insert(next);
+            plan.linked.insert(file);
             if let Some(link) = plan.expected.get_mut(&key(path.as_bytes())) {
-                (link.what, link.facts, link.same_as) = (what.clone(), facts, Some(to.clone()));
+                (link.what, link.facts, link.file) = (what.clone(), facts, file);
             }
             // The name below is there too, unless the layer hides it; so are directories that it lies in.
             for dir in parents(to.as_bytes()) {
-                plan.allow(dir, What::ImpliedDir, Facts::default());
+                plan.allow(dir, What::ImpliedDir, Facts::default(), file);
             }
-            plan.allow(to.as_bytes(), what, facts);
+            plan.allow(to.as_bytes(), what, facts, file);
         }
         Ok(())
     }

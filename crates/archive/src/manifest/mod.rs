@@ -12,6 +12,7 @@
 //! The same path may come more than once; the last record counts, as in the archive. A manifest without its end is damaged.
 
 mod borrowed;
+mod plan;
 mod verify;
 
 pub use verify::{Finding, Open, Problem, Verified, VerifyError, verify};
