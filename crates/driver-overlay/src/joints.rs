@@ -109,7 +109,7 @@ fn join_link(
     };
     let source = Node { dir: dir.as_fd(), name: OsStr::from_bytes(&name), stat, form };
     // Where this layer deletes or replaces the existing name, only the new name gets the file.
-    let taken = exists(diff, existing).map_err(failed)?;
+    let taken = exists(diff, existing, form).map_err(failed)?;
     let first = if taken { link } else { existing };
     copy_up(diff, lowers, &source, data, first).map_err(failed)?;
     copied.insert(existing.clone(), first.clone());
@@ -125,10 +125,15 @@ fn join_link(
 }
 
 /// Whether the layer itself has something of this name, be it a whiteout, or hides its directory.
-fn exists(diff: BorrowedFd<'_>, path: &LayerPath) -> io::Result<bool> {
+fn exists(diff: BorrowedFd<'_>, path: &LayerPath, form: Form) -> io::Result<bool> {
     let Some((parent, name)) = path.split() else { return Ok(true) };
     let mut dir = open_dir(diff, OsStr::new("."))?;
-    for part in parent.names() {
+    for part in [&b"."[..]].into_iter().chain(parent.names()) {
+        match Node::at(dir.as_fd(), OsStr::from_bytes(part), form) {
+            Ok(node) if node.is_opaque()? => return Ok(true),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
         dir = match open_dir(dir.as_fd(), OsStr::from_bytes(part)) {
             Ok(dir) => dir,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

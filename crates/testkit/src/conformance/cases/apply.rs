@@ -25,6 +25,10 @@ pub(super) const CASES: &[Case] = &[
     ),
     case!(parents_not_listed_anywhere, "a parent that no layer lists is made as 0755 of root"),
     case!(links_to_lower_layers, "a hard link may name a file of a lower layer"),
+    case!(
+        links_to_what_is_hidden,
+        "a hard link to a file that its own layer hides has the file, and the hidden name stays hidden"
+    ),
     case!(links_to_nothing, "a joint that names no file of the layers below is refused"),
     case!(
         last_entry_counts,
@@ -202,6 +206,16 @@ fn links_to_lower_layers(lab: &Lab<'_>) -> Outcome {
     let tree = lower().dir("new", 0o755).hard_link("new/link", "d/e/f").hard_link("other", "d/e/f");
     // Whether the lower name itself becomes one of the group is the file system's business; content and meta are not.
     unpacked(lab, &[&base, &upper], &tree, Compare { links: false, ..Compare::NO_DIR_TIMES })
+}
+
+fn links_to_what_is_hidden(lab: &Lab<'_>) -> Outcome {
+    lab.require(Ability::ParallelUnpack)?;
+    let below = Tree::new().dir("d", 0o755).file("d/f", "below", 0o640).file("g", "other", 0o600);
+    let links = Tree::new().dir("d", 0o755).hard_link("kept", "d/f").hard_link("and", "g");
+    let top = Content::of(links).opaque("d").whiteout("g");
+    let tree = Tree::new().dir("d", 0o755).file("kept", "below", 0o640).file("and", "other", 0o600);
+    let id = pile(lab, &[&Content::of(below), &top], true)?;
+    lab.expect(id, &tree.snapshot(), Compare::NO_DIR_TIMES, "joined")
 }
 
 fn links_to_nothing(lab: &Lab<'_>) -> Outcome {
