@@ -24,7 +24,10 @@ impl Broken {
         let capabilities = match fault {
             Fault::NothingListed => Capabilities::new(),
             Fault::QuotaClaimed => sound.with(Ability::Quota, Support::Yes, "so it says"),
-            Fault::InstantClaimed => sound.with(Ability::InstantCreate, Support::Yes, "so it says"),
+            Fault::InstantClaimed
+            | Fault::CompleteForgotten
+            | Fault::CompleteStartsOver
+            | Fault::CompleteTellsNothing => sound.with(Ability::InstantCreate, Support::Yes, "so it says"),
             Fault::ReflinkClaimed => sound.with(Ability::Reflink, Support::Yes, "so it says"),
             Fault::ParallelClaimed => sound.with(Ability::ParallelUnpack, Support::Yes, "so it says"),
             Fault::NativeClaimed => sound.with(Ability::NativeDiff, Support::Yes, "so it says"),
@@ -80,6 +83,20 @@ impl Driver for Broken {
             spec = CreateSpec::default();
         }
         self.inner.create(id, &spec)
+    }
+
+    fn complete(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<Changed> {
+        match self.fault {
+            Fault::CompleteForgotten => Ok(Changed::No),
+            Fault::CompleteStartsOver => {
+                let aside = self.home().with_file_name("t");
+                let _ = self.inner.remove(id, &aside)?;
+                self.inner.create(id, spec)?;
+                Ok(Changed::Yes)
+            }
+            Fault::CompleteTellsNothing => self.inner.complete(id, spec).map(|_| Changed::No),
+            _ => self.inner.complete(id, spec),
+        }
     }
 
     fn target(&self, id: LayerId) -> Result<Box<dyn Target>> {

@@ -3,6 +3,7 @@
 mod apply;
 mod behaviour;
 mod claims;
+mod complete;
 mod content;
 mod copies;
 mod depth;
@@ -25,6 +26,7 @@ pub(super) const ALL: &[&[Case]] = &[
     copies::CASES,
     depth::CASES,
     claims::CASES,
+    complete::CASES,
 ];
 
 /// A case: the function of this name, and what it is about.
