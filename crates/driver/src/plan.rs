@@ -150,7 +150,7 @@ impl MountPlan {
     /// The root mount as classic strings, for somebody else to perform; `None` if the plan has steps that only the
     /// mounter can do, or a path that a classic string cannot hold.
     ///
-    /// Several `lowerdir+` become one `lowerdir` joined by colons, with `:` and `,` and `\` in paths escaped as overlayfs
+    /// Several `lowerdir+` become one `lowerdir` joined by colons, each `datadir+` follows after two colons, with `:` and `,` and `\` in paths escaped as overlayfs
     /// and mount(2) want it. A read-only overlay comes without upper, a bind mount as `rbind` with `ro` or `rw`.
     pub fn classic(&self) -> Option<Vec<ClassicMount>> {
         if !self.prepare.is_empty() {
@@ -175,6 +175,10 @@ impl MountPlan {
                     if !lowers.is_empty() {
                         lowers.push(':');
                     }
+                    lowers.push_str(&escape(path.to_str()?, true));
+                }
+                MountOption::Path(word, PathRef::Host(path)) if word == "datadir+" => {
+                    lowers.push_str("::");
                     lowers.push_str(&escape(path.to_str()?, true));
                 }
                 MountOption::Path(word, PathRef::Host(path)) => {
@@ -256,6 +260,9 @@ mod tests {
         );
         let shared = overlay(vec![MountOption::Path("lowerdir+".into(), PathRef::Prepared("x".into()))]);
         assert_eq!(shared.classic(), None);
+        let data = MountOption::Path("datadir+".into(), PathRef::Host("/objects".into()));
+        let flattened = overlay(vec![lower("/meta"), data]);
+        assert_eq!(flattened.classic().unwrap()[0].options, ["lowerdir=/meta::/objects"]);
         assert_eq!(MountPlan::bind("/x", true).classic().unwrap()[0].options, ["rbind", "ro"]);
     }
 }

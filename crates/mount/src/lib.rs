@@ -45,6 +45,9 @@
 //! 3. For each step, last first: lock it, remove this layer from the holders; if none is left, undo it and remove its record; unlock.
 //! 4. Remove the mountpoint, then the record.
 //!
+//! **Hold** does 4 for a mount that somebody else performs, and instead of 5 mounts an empty folder: a token with which the layer's record, its crash
+//! rules and its release are those of a mount ([`Mounter::hold`]).
+//!
 //! Before Linux 6.7 overlayfs does not take lower layers one by one. Then 5 mounts at a place of its own in `views`, by mount(2) and one page of
 //! options, and takes a clone of the mount from there; the rest is the same.
 //!
@@ -82,6 +85,7 @@
 //! Viewing an overlay with an upper lays the upper on top as one more lower layer, so that a layer can be viewed while it is mounted.
 
 mod error;
+mod hold;
 mod mounter;
 mod one_page;
 mod perform;

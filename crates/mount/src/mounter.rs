@@ -367,10 +367,6 @@ impl Mounter {
             .map_err(|error| Error::io("make or open the folder", self.runtime.join(name), error))
     }
 
-    pub(crate) fn shared_place(&self, key: &str) -> PathBuf {
-        self.runtime.join("shared").join(key)
-    }
-
     pub(crate) fn runtime(&self) -> (&OwnedFd, &Path) {
         (&self.runtime_fd, &self.runtime)
     }

@@ -319,6 +319,38 @@ fn loop_an_image_is_mounted_once_for_two_layers_and_detached_with_the_last() {
 }
 
 #[test]
+fn loop_what_is_held_is_mounted_by_others_from_strings() {
+    let name = "loop_what_is_held_is_mounted_by_others_from_strings";
+    if !root(name) {
+        return;
+    }
+    let place = Place::new();
+    let Some(image) = erofs(&place, name) else { return };
+    let plan = flat_plan(&place, &image, "u");
+    assert_eq!(plan.classic(), None);
+    let held = place.mounter().hold(id(1), &plan).unwrap().expect("the root has no device");
+    let strings = MountPlan::of(held.clone()).classic().expect("all has a place now").remove(0);
+    let outside = place.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    let mount = std::process::Command::new("mount")
+        .args(["-t", &strings.fs_type, "-o", &strings.options.join(","), &strings.source])
+        .arg(&outside)
+        .status();
+    assert!(mount.unwrap().success());
+    assert!(outside.join("flat").exists());
+    // Another process finds it held, a sweep leaves it, and it is counted once.
+    let mounter = place.mounter();
+    assert_eq!(mounter.hold(id(1), &plan).unwrap(), Some(held));
+    assert_eq!(mounter.sweep().unwrap(), Swept::default());
+    assert_eq!(mounter.mounted(id(1)).unwrap().unwrap().count, 1);
+    vellum_sys::mount::unmount(&outside, false).unwrap();
+    assert_eq!(mounter.release_all(id(1), true).unwrap(), gone());
+    std::fs::remove_dir(&outside).unwrap();
+    place.assert_clean();
+    wait_until_detached(&image);
+}
+
+#[test]
 fn loop_a_view_of_shared_steps_leaves_nothing() {
     let name = "loop_a_view_of_shared_steps_leaves_nothing";
     if !root(name) {

@@ -230,6 +230,13 @@ mod tests {
     }
 
     #[test]
+    fn plain_the_sample_is_served_as_it_is() {
+        let config = parse(include_str!("../samples/serve.toml")).unwrap();
+        config.check().unwrap();
+        assert_eq!(config.doors.len(), 3);
+    }
+
+    #[test]
     fn plain_what_is_wrong_is_said() {
         let wrong = [
             ("[[containerd]]\nnmae = 'x'", "unknown field"),

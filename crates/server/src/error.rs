@@ -37,13 +37,8 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A store cannot be opened.
-    #[error("cannot serve the store {}", root.display())]
-    Store {
-        /// Its folder.
-        root: PathBuf,
-        /// Why.
-        source: vellum_store::Error,
-    },
+    #[error("cannot open the store to serve")]
+    Store(#[source] vellum_store::Error),
 }
 
 impl Error {

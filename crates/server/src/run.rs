@@ -70,8 +70,7 @@ fn open_stores(doors: &[Door], options: impl Fn(&Path) -> OpenOptions) -> Result
         let key = (door.root.clone(), door.driver.clone());
         if !open.contains_key(&key) {
             let options = OpenOptions { driver: door.driver.clone(), ..options(&door.root) };
-            let store =
-                Store::open(&options).map_err(|source| Error::Store { root: door.root.clone(), source })?;
+            let store = Store::open(&options).map_err(Error::Store)?;
             open.insert(key.clone(), Arc::new(store));
         }
         stores.extend(open.get(&key).cloned());

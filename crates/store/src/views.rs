@@ -15,7 +15,6 @@ use rusqlite::Transaction;
 use rustix::fs::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use vellum_archive::target::{Joints, Usage};
 use vellum_driver::{ClassicMount, CreateSpec, MountOptions, MountPlan};
 use vellum_types::LayerId;
@@ -244,8 +243,8 @@ impl Snapshots<'_> {
     /// How somebody else mounts a snapshot: the mounts as strings, to be performed one after the other.
     ///
     /// Where the driver's plan is more than such strings can say, what is missing is mounted by the store's mounter, and stays until the snapshot is
-    /// removed or the machine is started anew; asking again finds it, or makes it again. `owner` is whom the root of an active snapshot belongs to,
-    /// when the front end maps owners.
+    /// removed or the machine is started anew; asking again finds it, or makes it again. `owner` is whom the root of an active snapshot belongs to when the front end
+    /// maps the owners of lower layers, and not those of the upper one.
     ///
     /// # Errors
     /// [`Code::NotFound`]; the driver's; the kernel's.
@@ -257,21 +256,24 @@ impl Snapshots<'_> {
         if let (Some((uid, gid)), Some(folder)) = (owner, driver.own_folder(row.layer)?) {
             let folder = crate::layout::open_folder(&folder)?;
             rustix::fs::fchown(&folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-                .map_err(|e| Error::io("give the snapshot to its owner in", &store.layout.root(), e))?;
+                .map_err(|e| Error::io("give the snapshot to its owner in", store.layout.root(), e))?;
         }
         let plan = driver.mounts(row.layer, &MountOptions::default())?;
         if let Some(mounts) = plan.classic() {
             return Ok(mounts);
         }
-        let bound = |path: PathBuf| {
-            MountPlan::bind(path, plan.root.read_only).classic().ok_or_else(|| {
-                Error::new(Code::Unsupported, format!("mount the snapshot '{key}'"), "its path is no text")
-            })
-        };
-        match store.mounter.mounted(row.layer).map_err(Error::from)? {
-            Some(record) => bound(record.target),
-            None => bound(store.mounter.acquire(row.layer, &plan).map_err(Error::from)?),
+        if let Some(root) = store.mounter.hold(row.layer, &plan).map_err(Error::from)?
+            && let Some(mounts) = MountPlan::of(root).classic()
+        {
+            return Ok(mounts);
         }
+        let place = match store.mounter.mounted(row.layer).map_err(Error::from)? {
+            Some(record) => record.target,
+            None => store.mounter.acquire(row.layer, &plan).map_err(Error::from)?,
+        };
+        MountPlan::bind(place, plan.root.read_only).classic().ok_or_else(|| {
+            Error::new(Code::Unsupported, format!("mount the snapshot '{key}'"), "its path is no text")
+        })
     }
 
     /// Removes a snapshot that no other lies on.

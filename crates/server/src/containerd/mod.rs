@@ -29,6 +29,8 @@ mod filter;
 mod handing;
 mod labels;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use crate::Door;
 use crate::metrics::Meter;

@@ -1,0 +1,215 @@
+//! The calls, on real stores. containerd's own suite is run from tests/go.
+
+use super::service::Service;
+use super::snapshots::snapshots_server::Snapshots as _;
+use super::snapshots::*;
+use crate::metrics::Metrics;
+use crate::{Door, DoorKind};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use tokio_stream::StreamExt as _;
+use tonic::{Code, Request};
+use vellum_store::{Floor, OpenOptions, Store};
+
+struct Served {
+    service: Service,
+    dir: tempfile::TempDir,
+    options: OpenOptions,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = Store::reset(&self.options);
+    }
+}
+
+fn options(dir: &Path, driver: &str) -> OpenOptions {
+    OpenOptions {
+        runtime: Some(dir.join("run")),
+        driver: Some(driver.into()),
+        floor: Floor::NONE,
+        ..OpenOptions::new(dir.join("root"))
+    }
+}
+
+/// Runs a test behind each driver; needs root.
+fn each(test: &str, work: impl AsyncFn(&Served)) {
+    if !rustix::process::geteuid().is_root() {
+        vellum_testkit::skip::record(test, "the drivers need root");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for driver in ["overlay", "vfs"] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = options(dir.path(), driver);
+        let store = Arc::new(Store::open(&options).unwrap());
+        let door = Door::new(DoorKind::Containerd, dir.path());
+        let service = Service::new(store, &door, Metrics::new().meter("test"));
+        let served = Served { service, dir, options };
+        runtime.block_on(work(&served));
+    }
+}
+
+fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn prepare(key: &str, parent: &str, pairs: &[(&str, &str)]) -> Request<PrepareSnapshotRequest> {
+    Request::new(PrepareSnapshotRequest {
+        snapshotter: "vellum".into(),
+        key: key.into(),
+        parent: parent.into(),
+        labels: labels(pairs),
+    })
+}
+
+fn commit(name: &str, key: &str, parent: &str) -> Request<CommitSnapshotRequest> {
+    Request::new(CommitSnapshotRequest {
+        name: name.into(),
+        key: key.into(),
+        parent: parent.into(),
+        ..CommitSnapshotRequest::default()
+    })
+}
+
+impl Served {
+    async fn names(&self, filters: &[&str]) -> Vec<String> {
+        let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
+        let request = ListSnapshotsRequest { snapshotter: String::new(), filters };
+        let mut stream = self.service.list(Request::new(request)).await.unwrap().into_inner();
+        let mut names = Vec::new();
+        while let Some(message) = stream.next().await {
+            names.extend(message.unwrap().info.into_iter().map(|info| info.name));
+        }
+        names
+    }
+}
+
+#[test]
+fn root_layers_unpacked_side_by_side_are_joined_at_commit() {
+    each("root_layers_unpacked_side_by_side_are_joined_at_commit", async |served| {
+        let service = &served.service;
+        for key in ["x-base", "x-top"] {
+            let mounts = service.prepare(prepare(key, "", &[])).await.unwrap().into_inner().mounts;
+            assert_eq!(mounts.len(), 1, "{mounts:?}");
+            let folder = &mounts[0].source;
+            if mounts[0].r#type == "bind" {
+                std::fs::write(Path::new(folder).join(key), key).unwrap();
+            } else {
+                let upper = mounts[0].options.iter().find_map(|o| o.strip_prefix("upperdir=")).unwrap();
+                std::fs::write(Path::new(upper).join(key), key).unwrap();
+            }
+        }
+        service.commit(commit("base", "x-base", "")).await.unwrap();
+        let joins = served.options.driver.as_deref() == Some("overlay");
+        let joined = service.commit(commit("top", "x-top", "base")).await;
+        if !joins {
+            assert_eq!(joined.unwrap_err().code(), Code::Unimplemented);
+            return;
+        }
+        joined.unwrap();
+        let view =
+            ViewSnapshotRequest { key: "v".into(), parent: "top".into(), ..ViewSnapshotRequest::default() };
+        let mounts = service.view(Request::new(view)).await.unwrap().into_inner().mounts;
+        assert!(mounts[0].options.iter().any(|option| option == "ro"), "{mounts:?}");
+        let lowers = mounts[0].options.iter().find_map(|o| o.strip_prefix("lowerdir=")).unwrap();
+        let found: Vec<bool> = lowers
+            .split(':')
+            .zip(["x-top", "x-base"])
+            .map(|(lower, name)| Path::new(lower).join(name).exists())
+            .collect();
+        assert_eq!(found, [true, true]);
+        assert!(served.dir.path().exists());
+    });
+}
+
+#[test]
+fn root_each_refusal_has_its_status() {
+    each("root_each_refusal_has_its_status", async |served| {
+        let service = &served.service;
+        let code = |result: Result<(), tonic::Status>| result.unwrap_err().code();
+        let made = async |request| service.prepare(request).await.map(drop);
+        made(prepare("a", "", &[])).await.unwrap();
+        assert_eq!(code(made(prepare("a", "", &[])).await), Code::AlreadyExists);
+        assert_eq!(code(made(prepare("", "", &[])).await), Code::InvalidArgument);
+        assert_eq!(code(made(prepare("b", "a", &[])).await), Code::InvalidArgument);
+        assert_eq!(code(made(prepare("b", "nothing", &[])).await), Code::NotFound);
+        let long = "v".repeat(5000);
+        assert_eq!(code(made(prepare("b", "", &[("l", &long)])).await), Code::InvalidArgument);
+        let size = [("containerd.io/snapshot/max-size", "much")];
+        assert_eq!(code(made(prepare("b", "", &size)).await), Code::InvalidArgument);
+        let map = [("containerd.io/snapshot/uidmapping", "0:1000:1")];
+        assert_eq!(code(made(prepare("b", "", &map)).await), Code::InvalidArgument);
+        let view = ViewSnapshotRequest { key: "v".into(), ..ViewSnapshotRequest::default() };
+        assert_eq!(code(service.view(Request::new(view)).await.map(drop)), Code::InvalidArgument);
+
+        let done = async |request| service.commit(request).await.map(drop);
+        done(commit("base", "a", "")).await.unwrap();
+        assert_eq!(code(done(commit("base", "a", "")).await), Code::NotFound);
+        assert_eq!(code(done(commit("other", "base", "")).await), Code::FailedPrecondition);
+        let mounts = MountsRequest { key: "base".into(), ..MountsRequest::default() };
+        assert_eq!(code(service.mounts(Request::new(mounts)).await.map(drop)), Code::FailedPrecondition);
+        made(prepare("b", "base", &[])).await.unwrap();
+        assert_eq!(code(done(commit("base", "b", "")).await), Code::AlreadyExists);
+        let remove =
+            |key: &str| Request::new(RemoveSnapshotRequest { key: key.into(), ..Default::default() });
+        let error = service.remove(remove("base")).await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        assert!(error.message().contains("'b' lies on it"), "{error}");
+        assert_eq!(service.remove(remove("nothing")).await.unwrap_err().code(), Code::NotFound);
+        assert_eq!(served.names(&[]).await, ["b", "base"]);
+        for key in ["b", "base"] {
+            service.remove(remove(key)).await.unwrap();
+        }
+        assert_eq!(served.names(&[]).await, [""; 0]);
+    });
+}
+
+#[test]
+fn root_labels_are_kept_chosen_by_and_changed_one_by_one() {
+    each("root_labels_are_kept_chosen_by_and_changed_one_by_one", async |served| {
+        let service = &served.service;
+        for number in 0..120 {
+            let name = format!("k{number:03}");
+            let pair = [("parity", if number % 2 == 0 { "even" } else { "odd" })];
+            service.prepare(prepare(&name, "", &pair)).await.unwrap();
+        }
+        assert_eq!(served.names(&[]).await.len(), 120);
+        assert_eq!(served.names(&["labels.parity==even"]).await.len(), 60);
+        assert_eq!(served.names(&["name==k007", "name==k008"]).await, ["k007", "k008"]);
+        let filters = ListSnapshotsRequest { filters: vec!["==".into()], ..Default::default() };
+        assert_eq!(service.list(Request::new(filters)).await.unwrap_err().code(), Code::InvalidArgument);
+        let update = async |pairs: &[(&str, &str)], paths: &[&str]| {
+            let info = Info { name: "k000".into(), labels: labels(pairs), ..Info::default() };
+            let paths = paths.iter().map(|path| (*path).to_owned()).collect();
+            let update_mask = Some(prost_types::FieldMask { paths });
+            let request = UpdateSnapshotRequest { info: Some(info), update_mask, ..Default::default() };
+            service.update(Request::new(request)).await.map(|answer| answer.into_inner().info.unwrap().labels)
+        };
+        assert_eq!(
+            update(&[("x", "1")], &["labels.x"]).await.unwrap(),
+            labels(&[("parity", "even"), ("x", "1")])
+        );
+        assert_eq!(update(&[], &["labels.parity"]).await.unwrap(), labels(&[("x", "1")]));
+        assert_eq!(update(&[("y", "2")], &["labels"]).await.unwrap(), labels(&[("y", "2")]));
+        assert_eq!(update(&[], &[]).await.unwrap(), labels(&[]));
+        assert_eq!(update(&[], &["parent"]).await.unwrap_err().code(), Code::InvalidArgument);
+    });
+}
+
+#[test]
+fn root_mapped_owners_are_told_with_the_mounts() {
+    each("root_mapped_owners_are_told_with_the_mounts", async |served| {
+        let map = [
+            ("containerd.io/snapshot/uidmapping", "0:100000:65536"),
+            ("containerd.io/snapshot/gidmapping", "0:200000:65536"),
+        ];
+        let mounts = served.service.prepare(prepare("a", "", &map)).await.unwrap().into_inner().mounts;
+        let wanted = ["uidmap=0:100000:65536", "gidmap=0:200000:65536"];
+        assert!(wanted.iter().all(|want| mounts[0].options.iter().any(|o| o == want)), "{mounts:?}");
+        let request = MountsRequest { key: "a".into(), ..MountsRequest::default() };
+        let again = served.service.mounts(Request::new(request)).await.unwrap().into_inner().mounts;
+        assert_eq!(again, mounts);
+    });
+}
