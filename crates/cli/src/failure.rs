@@ -141,6 +141,13 @@ fn code_of(error: &(dyn StdError + 'static)) -> u8 {
             }
         } else if let Some(error) = error.downcast_ref::<vellum_store::Error>() {
             return code_of_store(error.code());
+        } else if let Some(error) = error.downcast_ref::<vellum_server::Error>() {
+            match error {
+                vellum_server::Error::Config { .. } | vellum_server::Error::Doors(_) => return 2,
+                vellum_server::Error::Taken { .. } => return 4,
+                // What is below decides.
+                _ => {}
+            }
         } else if let Some(error) = error.downcast_ref::<vellum_oci::Error>() {
             use vellum_oci::Error as E;
             match error {
