@@ -213,3 +213,55 @@ fn root_mapped_owners_are_told_with_the_mounts() {
         assert_eq!(again, mounts);
     });
 }
+
+/// What containerd's mount package does before mount(2), which takes one page of options: lower layers become relative to the folder that all are in.
+fn shortened(mount: &super::ApiMount) -> (String, String) {
+    let options: Vec<&str> = mount.options.iter().map(String::as_str).collect();
+    let lowers: Vec<&str> =
+        options.iter().find_map(|o| o.strip_prefix("lowerdir=")).unwrap().split(':').collect();
+    let folder = Path::new(lowers[0]).parent().unwrap();
+    let names: Vec<&str> =
+        lowers.iter().map(|lower| Path::new(lower).strip_prefix(folder).unwrap().to_str().unwrap()).collect();
+    let rest = options.into_iter().filter(|option| !option.starts_with("lowerdir="));
+    let lowers = format!("lowerdir={}", names.join(":"));
+    (folder.display().to_string(), [lowers.as_str()].into_iter().chain(rest).collect::<Vec<_>>().join(","))
+}
+
+#[test]
+fn root_a_snapshot_of_499_layers_fits_the_page_that_containerd_has_for_it() {
+    let name = "root_a_snapshot_of_499_layers_fits_the_page_that_containerd_has_for_it";
+    if !rustix::process::geteuid().is_root() {
+        return vellum_testkit::skip::record(name, "the drivers need root");
+    }
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let options = options(dir.path(), "overlay");
+    let store = Store::open(&options).unwrap();
+    if store.capabilities().limit(vellum_driver::Ability::MaxLayers) < Some(499) {
+        return vellum_testkit::skip::record(name, "this kernel's overlayfs takes fewer layers");
+    }
+    let snapshots = store.snapshots("containerd/vellum");
+    let mut parent: Option<String> = None;
+    for number in 0..499 {
+        snapshots.prepare("x", parent.as_deref(), &BTreeMap::new()).unwrap();
+        let committed = format!("c{number}");
+        snapshots.commit(&committed, "x", None, &BTreeMap::new()).unwrap();
+        parent = Some(committed);
+    }
+    snapshots.prepare("box", parent.as_deref(), &BTreeMap::new()).unwrap();
+    let mounts = super::handing::mounts(snapshots.hand_out("box", None).unwrap(), None);
+    let (folder, options_text) = shortened(&mounts[0]);
+    assert!(options_text.len() < 4096, "{} bytes", options_text.len());
+    let target = dir.path().join("target");
+    std::fs::create_dir(&target).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-i", "-t", "overlay", "-o", &options_text, "overlay"])
+        .arg(&target)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(mounted.status.success(), "{mounted:?}");
+    std::fs::write(target.join("new"), "new").unwrap();
+    vellum_sys::mount::unmount(&target, false).unwrap();
+    drop(store);
+    Store::reset(&options).unwrap();
+}
