@@ -108,6 +108,8 @@ pub const FAULT_POINTS: &[&str] = &[
     "mount.acquire.recorded",
     "mount.acquire.attached",
     "mount.count.changed",
+    "mount.read-only.set",
+    "mount.read-only.recorded",
     "mount.release.unmounted",
     "mount.release.steps",
     "mount.release.mountpoint",

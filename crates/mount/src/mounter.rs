@@ -4,6 +4,7 @@ use crate::perform::{self, Made};
 use crate::record::{LayerRecord, Locked, MountName, Records};
 use crate::steps::key_of;
 use crate::{Error, Holder, Result};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::io;
@@ -262,6 +263,40 @@ impl Mounter {
         self.point("mount.release.mountpoint", id)?;
         locked.remove()?;
         Ok(undone)
+    }
+
+    /// Makes the mount of a layer read-only where it is, because the layer becomes one that others lie on; its users stay counted. One that
+    /// is not mounted, or read-only already, is fine.
+    ///
+    /// # Errors
+    /// [`Error::Busy`]: a file of it is open for writing, nothing changed. [`Error::Elsewhere`].
+    pub fn turn_read_only(&self, id: LayerId) -> Result<()> {
+        let name = id.to_string();
+        let mut locked = self.layers.lock(&name)?;
+        let Some(mut record) = locked.read::<LayerRecord>()? else { return Ok(()) };
+        let target = self.target(id);
+        match self.state(&record.name, &target)? {
+            State::There if !record.read_only => {}
+            State::There | State::Gone => return Ok(()),
+            State::Covered => return Err(self.busy(id, &target, record.name.id())),
+            State::Elsewhere => return Err(elsewhere(id, &record.name)),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&target, flags, Mode::empty())
+            .map_err(|error| Error::io("open", &target, error))?;
+        match vellum_sys::mount::set_attributes(&root, MountAttrFlags::MOUNT_ATTR_RDONLY, false, None) {
+            Ok(()) => {}
+            Err(error) if error.source.kind() == io::ErrorKind::ResourceBusy => {
+                return Err(self.busy(id, &target, record.name.id()));
+            }
+            Err(error) => {
+                return Err(perform::kernel(format!("make the mount of layer {id} read-only"))(error));
+            }
+        }
+        self.point("mount.read-only.set", &name)?;
+        record.read_only = true;
+        locked.write(&record)?;
+        self.point("mount.read-only.recorded", &name)
     }
 
     /// Whether and where the layer is mounted, as the kernel sees it now. Does not wait for anybody.

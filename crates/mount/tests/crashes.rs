@@ -39,6 +39,7 @@ fn child() {
         "acquire" => {}
         "release" => assert!(mounter.release(id(LAYER)).is_ok()),
         "sweep" => assert!(mounter.sweep().is_ok()),
+        "read-only" => assert!(mounter.turn_read_only(id(LAYER)).is_ok()),
         "contend" => {
             for _ in 0..50 {
                 let path = mounter.acquire(id(LAYER), &plan(&place)).unwrap();
@@ -67,12 +68,12 @@ fn root_a_kill_at_any_point_leaves_nothing_that_the_next_does_not_clean() {
     }
     let mut passed = std::collections::BTreeSet::new();
     for point in FAULT_POINTS {
-        for task in ["acquire", "release", "sweep"] {
+        for task in ["acquire", "release", "sweep", "read-only"] {
             for cure in ["sweep", "acquire", "release"] {
                 let place = Place::new();
                 let mounter = place.mounter();
                 match task {
-                    "release" => drop(mounter.acquire(id(LAYER), &plan(place.path())).unwrap()),
+                    "release" | "read-only" => drop(mounter.acquire(id(LAYER), &plan(place.path())).unwrap()),
                     // A holder that is not mounted, for the sweep to find.
                     "sweep" => assert!(killed_at(&place, "acquire", "mount.acquire.step")),
                     _ => {}
@@ -82,6 +83,13 @@ fn root_a_kill_at_any_point_leaves_nothing_that_the_next_does_not_clean() {
                 }
                 passed.insert(*point);
                 match cure {
+                    "acquire" if task == "read-only" => {
+                        mounter.turn_read_only(id(LAYER)).unwrap();
+                        let written = std::fs::write(mounter.target(id(LAYER)).join("x"), b"");
+                        let kind = written.unwrap_err().kind();
+                        assert_eq!(kind, std::io::ErrorKind::ReadOnlyFilesystem, "{point}");
+                        assert!(mounter.mounted(id(LAYER)).unwrap().unwrap().read_only, "{point}");
+                    }
                     "acquire" => {
                         mounter.acquire(id(LAYER), &plan(place.path())).unwrap();
                         let path = mounter.target(id(LAYER));

@@ -4,7 +4,7 @@
 //! 2. What killed processes left is cleaned up: it is no finding.
 //! 3. Every image: its configuration has its digest, and its layers are those the configuration names; the file beside it is right.
 //! 4. Every layer (several at once): the driver has it, with the same kind and parent, and finds its structure sound;
-//!    `layer.json` is right; of an image's layer, every file is compared with the manifest, and the recipe can be read.
+//!    `layer.json` is right; of a layer that came as a tar, every file is compared with the manifest, and the recipe can be read.
 //! 5. Every kept blob has its digest.
 //!
 //! Damaged layers of images are noted in the catalog, so that a load of the image mends them ([`crate::mend`]).
@@ -286,7 +286,7 @@ impl Store {
             found.push(Found::layer(findings::LAYER_STRUCTURE, layer, sentence));
         }
         found.extend(self.check_layer_file(layer)?);
-        if layer.role == Role::Image {
+        if layer.role == Role::Image || layer.recipe.is_some() {
             found.extend(self.check_content(layer)?);
         }
         Ok(found)
@@ -425,6 +425,9 @@ pub(crate) fn advise(found: &mut Found) {
     let hint = match &found.layer {
         _ if repairable => "`vellum check --repair` mends it",
         Some(_) if kept => "`vellum check --repair` unpacks it again from its kept blob",
+        Some(layer) if layer.role == Role::Snapshot && layer.recipe.is_some() => {
+            "have the engine that holds it remove the images of this layer, and pull or load them again"
+        }
         Some(layer) if layer.role != Role::Image => "there is no second copy of a container's own files",
         Some(_) => crate::mend::HINT,
         None => "load the image again",

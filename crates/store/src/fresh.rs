@@ -17,14 +17,20 @@
 //! **Use** ([`Store::make_whole`]): a fresh layer is looked at before each use (a few opens), and what is missing is made inside a write transaction,
 //! so that two do not make it at once.
 //!
+//! **Later** ([`Store::make_later`]): where the driver copies, a layer of a front end is recorded in one durable transaction, and made by its first use: copied, synced,
+//! and only then, durably, fresh no more. A try that was cut off is thrown away.
+//!
 //! **Boot**, and `check`: all fresh layers are made whole, one barrier brings them to the disk, and they are fresh no more.
 
 use crate::catalog::layers::{self, Layer, Role};
 use crate::catalog::{Durability, containers};
+use crate::containers::finished;
 use crate::faults::point;
 use crate::layerfiles::LayerFile;
+use crate::locks::{Hold, LayerLock};
 use crate::{Code, Error, Result, Store, recovery};
 use rusqlite::Transaction;
+use vellum_archive::target::Usage;
 use vellum_driver::{Ability, CreateSpec, Driver, ErrorKind, Kind};
 use vellum_types::LayerId;
 
@@ -67,6 +73,77 @@ impl Store {
         point("store.fresh.done")
     }
 
+    /// Makes a writable layer of a front end, or a view, with an intent, and brings it to the disk: for drivers that copy, and for layers with storage
+    /// options, which would have to be remembered. Otherwise as [`Store::make_fresh`].
+    pub(crate) fn make_synced(
+        &self,
+        role: Role,
+        view: bool,
+        options: &[(String, String)],
+        parent: impl FnOnce(&Transaction<'_>) -> Result<Option<LayerId>>,
+        holder: impl FnOnce(&Transaction<'_>, LayerId, Option<LayerId>) -> Result<LayerFile>,
+    ) -> Result<()> {
+        let driver = self.driver.name();
+        self.operate(|owner| {
+            let (layer, below, file) = self.catalog.write(Durability::Normal, |tx| {
+                let below = parent(tx)?;
+                let layer = layers::stage(tx, driver, role, owner.id, below, None)?;
+                Ok((layer, below, holder(tx, layer, below)?))
+            })?;
+            point("store.prepare.intent")?;
+            let folder = self.make_layer_folder(driver, layer)?;
+            file.write(&folder)?;
+            self.create_layer(layer, &CreateSpec { parent: below, view, options })?;
+            self.driver.sync(layer)?;
+            crate::files::sync_folder(&folder, &[LayerFile::NAME])?;
+            point("store.prepare.synced")?;
+            self.catalog.write(Durability::Full, |tx| {
+                layers::finish(tx, &finished(layer, below, Usage::default()))?;
+                layers::set_usage(tx, layer, None)
+            })
+        })
+    }
+
+    /// Records a writable layer that the driver makes when it is used first: for drivers that copy, where it may never be used
+    /// because it is filled from a tar. Otherwise as [`Store::make_fresh`].
+    pub(crate) fn make_later(
+        &self,
+        role: Role,
+        parent: impl FnOnce(&Transaction<'_>) -> Result<Option<LayerId>>,
+        holder: impl FnOnce(&Transaction<'_>, LayerId, Option<LayerId>) -> Result<LayerFile>,
+    ) -> Result<()> {
+        self.catalog.write(Durability::Full, |tx| {
+            let parent = parent(tx)?;
+            let id = layers::add_fresh(tx, self.driver.name(), role, parent)?;
+            holder(tx, id, parent)?.write(&self.make_layer_folder(self.driver.name(), id)?)?;
+            point("store.later.written")
+        })?;
+        point("store.later.done")
+    }
+
+    /// Makes a layer that is only recorded so far. What is there of it is of a try that was cut off: nobody has used it, because its first use
+    /// comes after the durable note that it is made.
+    fn make_now(&self, driver: &dyn Driver, layer: &Layer) -> Result<()> {
+        let folder = self.layout.layer(&layer.driver, layer.id);
+        crate::layout::make_folder(&folder)?;
+        let Some(_lock) = LayerLock::take(&folder, Hold::Alone)? else { return Ok(()) };
+        let now = self.catalog.read(|tx| layers::get(tx, layer.id))?;
+        if now.is_none_or(|now| !now.fresh || now.state != layers::State::Ready) {
+            return Ok(());
+        }
+        let _ = driver.remove(layer.id, &self.layout.trash().join(&layer.driver))?;
+        let file = self.catalog.read(|tx| LayerFile::of(tx, layer))?;
+        file.write(&folder)?;
+        let reading = self.reading_layers()?;
+        driver.create(layer.id, &CreateSpec { parent: layer.parent, view: false, options: &[] })?;
+        drop(reading);
+        point("store.later.made")?;
+        driver.sync(layer.id)?;
+        crate::files::sync_folder(&folder, &[LayerFile::NAME])?;
+        point("store.later.synced")?;
+        self.catalog.write(Durability::Full, |tx| layers::settled(tx, layer.id))
+    }
+
     /// Makes what a power cut took of a fresh layer.
     pub(crate) fn make_whole(&self, id: LayerId) -> Result<()> {
         let Some(layer) = self.catalog.read(|tx| layers::get(tx, id))? else { return Ok(()) };
@@ -74,6 +151,9 @@ impl Store {
             return Ok(());
         }
         let driver = self.driver_named(&layer.driver)?;
+        if !driver.capabilities().has(Ability::InstantCreate) {
+            return self.make_now(&*driver, &layer);
+        }
         if self.is_whole(&*driver, id)? {
             return Ok(());
         }

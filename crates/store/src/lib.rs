@@ -36,7 +36,7 @@
 //!
 //! Each module opens with its numbered algorithm: load ([`load`]), create, mount and remove ([`containers`]), commit, import and
 //! export ([`stream`]), snapshot and rollback ([`savepoints`]), images' names and removal ([`images`]), garbage collection
-//! ([`gc`]), check ([`check`], [`verify`]) and repair ([`repair`], [`mend`], [`rebuild`]), front ends' snapshots ([`views`], [`adopt`]), reset ([`reset`]).
+//! ([`gc`]), check ([`check`], [`verify`]) and repair ([`repair`], [`mend`], [`rebuild`]), front ends' snapshots ([`views`], [`adopt`]) and docker's layers ([`graph`]), reset ([`reset`]).
 //!
 //! # Where a crash leaves what
 //!
@@ -67,6 +67,7 @@ mod files;
 mod findings;
 mod fresh;
 mod gc;
+mod graph;
 mod id;
 mod imageconfig;
 mod images;
@@ -93,6 +94,7 @@ mod views;
 pub use error::{Code, Error, Result};
 pub use faults::FAULT_POINTS;
 pub use findings::{FINDINGS, FindingKind};
+pub use graph::Graph;
 pub use model::*;
 pub use store::Store;
 pub use views::{Labels, SnapshotKind, SnapshotRow, Snapshots};

@@ -173,7 +173,7 @@ impl Remains {
         });
     }
 
-    /// Layers whose parent is not there cannot be used; of two layers of one chain ID or one container, the later counts.
+    /// Layers whose parent is not there cannot be used; of two layers of one chain ID, one container or one snapshot, the later counts.
     fn drop_incomplete(&mut self) {
         loop {
             let gone: Vec<LayerId> = (self.layers.iter())
@@ -193,10 +193,15 @@ impl Remains {
         }
         let mut of_container: BTreeMap<ContainerId, LayerId> = BTreeMap::new();
         let mut of_chain: BTreeMap<(String, ChainId), LayerId> = BTreeMap::new();
+        // Docker's layer has another one from when an archive was unpacked for it.
+        let mut of_snapshot: BTreeMap<(&str, &str), LayerId> = BTreeMap::new();
         let mut doubles = Vec::new();
         for (id, (driver, file)) in &self.layers {
             if let Some(container) = file.container.as_ref().filter(|c| c.save_point.is_none()) {
                 doubles.extend(of_container.insert(container.id, *id));
+            }
+            if let Some(whose) = &file.snapshot {
+                doubles.extend(of_snapshot.insert((&whose.namespace, &whose.key), *id));
             }
             if let Some(chain) = file.chain_id {
                 doubles.extend(of_chain.insert((driver.clone(), chain), *id));

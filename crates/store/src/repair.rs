@@ -112,7 +112,7 @@ impl Store {
         point("store.repair.begin")?;
         let below = self.chain_of(layer.parent)?;
         let done = self.operate(|owner| {
-            let staged = self.stage(owner, &below, |id| {
+            let staged = self.stage(owner, Role::Image, &below, |id| {
                 let file = std::fs::File::open(&path).map_err(|e| Error::io("open the blob", &path, e))?;
                 let decoder = Decoder::new(file).map_err(|e| Error::io("decompress", &path, e))?;
                 apply_stream(self, id, &mut BufReader::with_capacity(256 << 10, decoder))

@@ -40,7 +40,7 @@ pub(crate) struct Below {
 }
 
 impl Below {
-    fn top(&self) -> Option<LayerId> {
+    pub(crate) fn top(&self) -> Option<LayerId> {
         self.layers.last().copied()
     }
 }
@@ -111,7 +111,7 @@ impl Store {
         progress.layer_started(0, "import", None);
         self.operate(|owner| {
             let staged = match source {
-                ImportSource::Tar(input) => self.stage(owner, &below, |id| {
+                ImportSource::Tar(input) => self.stage(owner, Role::Image, &below, |id| {
                     let decoder = Decoder::new(Counted { input, progress })
                         .map_err(|e| not_decompressed("decompress the archive", e))?;
                     apply_stream(self, id, &mut BufReader::with_capacity(256 << 10, decoder))
@@ -181,7 +181,7 @@ impl Store {
         below: &Below,
         write: impl FnOnce(&mut dyn Write) -> Result<()> + Send,
     ) -> Result<Staged> {
-        self.stage(owner, below, |id| {
+        self.stage(owner, Role::Image, below, |id| {
             let (mut reader, writer) = std::io::pipe().map_err(|e| Error::io("make a pipe", "pipe", e))?;
             std::thread::scope(|scope| {
                 let writer = scope.spawn(move || {
@@ -205,10 +205,11 @@ impl Store {
         })
     }
 
-    /// Makes a layer that `fill` fills, and joins it to the one below.
+    /// Makes a layer for `role` that `fill` fills, and joins it to the one below.
     pub(crate) fn stage(
         &self,
         owner: &Owner,
+        role: Role,
         below: &Below,
         fill: impl FnOnce(LayerId) -> Result<Filled>,
     ) -> Result<Staged> {
@@ -218,7 +219,7 @@ impl Store {
             if let Some(top) = below.top() {
                 intents::pin(tx, owner.id, top)?;
             }
-            layers::stage(tx, driver, Role::Image, owner.id, None, None)
+            layers::stage(tx, driver, role, owner.id, None, None)
         })?;
         point("store.stage.intent")?;
         self.make_layer_folder(driver, id)?;
@@ -336,7 +337,7 @@ impl Store {
     }
 
     /// A small layer is synced file by file: the whole file system may have much more to write than this.
-    fn sync_staged(&self, staged: &Staged, folder: &Path) -> Result<()> {
+    pub(crate) fn sync_staged(&self, staged: &Staged, folder: &Path) -> Result<()> {
         if staged.filled.finished.usage.inodes <= crate::savepoints::FEW_INODES {
             self.driver.sync(staged.id)?;
             return files::sync_folder(folder, &["layer.json", "manifest", "recipe"]);

@@ -112,7 +112,11 @@ impl Store {
         }
         let driver = self.driver_named(&layer.driver)?;
         let own = driver.own_folder(layer.id)?;
-        let chain = self.chain_up_to(layer)?;
+        let (chain, recorded) = self.recorded_chain(layer)?;
+        if own.is_none() && !recorded {
+            // Nobody knows what a whole tree should be when one of its layers was written through a mount.
+            return Ok(found);
+        }
         let paths: Vec<PathBuf> =
             chain.iter().map(|id| self.layout.layer(&layer.driver, *id).join("manifest")).collect();
         let openers: Vec<_> = paths
@@ -152,17 +156,21 @@ impl Store {
         Ok(found)
     }
 
-    /// The layers from the base to this one.
-    fn chain_up_to(&self, layer: &Layer) -> Result<Vec<LayerId>> {
+    /// The layers from the base to this one that came as tars, and whether those are all: a front end's may have been written through a mount.
+    fn recorded_chain(&self, layer: &Layer) -> Result<(Vec<LayerId>, bool)> {
         self.catalog.read(|tx| {
-            let mut chain = vec![layer.id];
+            let (mut chain, mut all) = (vec![layer.id], true);
             let mut next = layer.parent;
             while let Some(id) = next {
-                chain.push(id);
-                next = layers::get(tx, id)?.and_then(|row| row.parent);
+                let row = layers::get(tx, id)?;
+                match row.as_ref().is_some_and(|row| row.recipe.is_some()) {
+                    true => chain.push(id),
+                    false => all = false,
+                }
+                next = row.and_then(|row| row.parent);
             }
             chain.reverse();
-            Ok(chain)
+            Ok((chain, all))
         })
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::catalog::layers::Role;
 use crate::catalog::{Durability, layers, snapshots};
-use crate::containers::{finished, layer_file};
+use crate::containers::layer_file;
 use crate::faults::point;
 use crate::layerfiles::{LayerFile, SnapshotFile};
 use crate::{Code, Error, Result, Store};
@@ -16,7 +16,7 @@ use rustix::fs::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use vellum_archive::target::{Joints, Usage};
-use vellum_driver::{ClassicMount, CreateSpec, MountOptions, MountPlan};
+use vellum_driver::{ClassicMount, MountOptions, MountPlan};
 use vellum_types::LayerId;
 
 /// What a snapshot is, in containerd's words.
@@ -87,7 +87,7 @@ impl Snapshots<'_> {
         self.make(key, SnapshotKind::Active, parent, labels, &[])
     }
 
-    /// As [`Snapshots::prepare`], with storage options as in [`CreateSpec::options`].
+    /// As [`Snapshots::prepare`], with storage options as in [`vellum_driver::CreateSpec::options`].
     ///
     /// # Errors
     /// As there; [`Code::Unsupported`]: an option that the driver does not have.
@@ -118,7 +118,6 @@ impl Snapshots<'_> {
         options: &[(String, String)],
     ) -> Result<SnapshotRow> {
         let store = self.store;
-        let driver = store.driver.name();
         let created = Timestamp::now();
         let view = kind == SnapshotKind::View;
         let base = |tx: &Transaction<'_>| -> Result<Option<LayerId>> {
@@ -150,24 +149,7 @@ impl Snapshots<'_> {
             store.make_fresh(Role::Snapshot, view, base, add)?;
             return self.stat(key);
         }
-        store.operate(|owner| {
-            let (layer, below, file) = store.catalog.write(Durability::Normal, |tx| {
-                let below = base(tx)?;
-                let layer = layers::stage(tx, driver, Role::Snapshot, owner.id, below, None)?;
-                Ok((layer, below, add(tx, layer, below)?))
-            })?;
-            point("store.prepare.intent")?;
-            let folder = store.make_layer_folder(driver, layer)?;
-            file.write(&folder)?;
-            store.create_layer(layer, &CreateSpec { parent: below, view, options })?;
-            store.driver.sync(layer)?;
-            crate::files::sync_folder(&folder, &[LayerFile::NAME])?;
-            point("store.prepare.synced")?;
-            store.catalog.write(Durability::Full, |tx| {
-                layers::finish(tx, &finished(layer, below, Usage::default()))?;
-                layers::set_usage(tx, layer, None)
-            })
-        })?;
+        store.make_synced(Role::Snapshot, view, options, base, add)?;
         self.stat(key)
     }
 

@@ -96,7 +96,32 @@ impl Child {
         snapshots.commit("held", "active", None, &Labels::new()).unwrap();
         snapshots.prepare("removed", Some("held"), &Labels::new()).unwrap();
         snapshots.remove("removed").unwrap();
+        self.graph();
         snapshots.update("held", &Labels::from([("a".to_owned(), "b".to_owned())])).unwrap();
+    }
+
+    fn graph(&self) {
+        let graph = self.store.graph("docker");
+        graph.record_home("/var/lib/docker/vellum").unwrap();
+        let tars = Image::simple().tars;
+        let mut parent = None;
+        for (id, tar) in ["one", "two"].iter().zip(&tars) {
+            graph.create(id, parent, &[]).unwrap();
+            graph.apply(id, parent, &mut &tar[..]).unwrap();
+            self.note(&format!("apply {id}"));
+            parent = Some(*id);
+        }
+        graph.create("c-init", parent, &[]).unwrap();
+        let path = graph.get("c-init", None).unwrap();
+        std::fs::write(path.join("init"), b"").unwrap();
+        graph.put("c-init").unwrap();
+        graph.create("c", Some("c-init"), &[]).unwrap();
+        graph.get("c", None).unwrap();
+        graph.remove("c").unwrap();
+        self.note("gone c");
+        graph.create("later", parent, &[]).unwrap();
+        graph.get("later", None).unwrap();
+        graph.put("later").unwrap();
     }
 
     fn upkeep(&self) {
@@ -256,7 +281,7 @@ fn on_the_way_of(driver: &str, fault: &str) -> bool {
     let instant = driver == "overlay";
     match fault.split('.').nth(1) {
         Some("fresh") => instant,
-        Some("create" | "prepare") => !instant,
+        Some("create" | "prepare" | "later") => !instant,
         _ => true,
     }
 }

@@ -139,8 +139,43 @@ pub fn at(path: &Path) -> io::Result<Vec<MountFacts>> {
     Ok(lines(&table).map(|line| line.facts).filter(|facts| facts.point == path).collect())
 }
 
+/// Whether what is mounted on top at `path` is mounted at another place too, in any mount namespace that this process can see: in a container, which
+/// has it as its root. A copy at the same path is the same mount, seen in a namespace that follows this one.
+///
+/// Reads the mount table of every namespace: some milliseconds.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn mounted_elsewhere(path: &Path) -> io::Result<bool> {
+    let own = std::fs::read("/proc/self/mountinfo")?;
+    let Some(this) = lines(&own).filter(|line| line.facts.point == path).last() else { return Ok(false) };
+    let other = |table: &[u8]| {
+        lines(table).any(|line| {
+            line.device == this.device && line.facts.root == this.facts.root && line.facts.point != path
+        })
+    };
+    if other(&own) {
+        return Ok(true);
+    }
+    let mut seen = vec![std::fs::metadata("/proc/self/ns/mnt")?.ino()];
+    for process in crate::process::all()? {
+        let Ok(namespace) = std::fs::metadata(format!("/proc/{process}/ns/mnt")) else { continue };
+        if seen.contains(&namespace.ino()) {
+            continue;
+        }
+        seen.push(namespace.ino());
+        // One that has just ended has no mounts.
+        if std::fs::read(format!("/proc/{process}/mountinfo")).is_ok_and(|table| other(&table)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 struct Line {
     id: u64,
+    /// `major:minor`
+    device: Vec<u8>,
     facts: MountFacts,
 }
 
@@ -149,11 +184,12 @@ fn lines(table: &[u8]) -> impl Iterator<Item = Line> + '_ {
     table.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
         let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-        let root = unescape(fields.nth(2)?);
+        let device = fields.nth(1)?.to_vec();
+        let root = unescape(fields.next()?);
         let point = unescape(fields.next()?);
         fields.find(|field| *field == b"-")?;
         let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
-        Some(Line { id, facts: MountFacts { fs_type, root, point } })
+        Some(Line { id, device, facts: MountFacts { fs_type, root, point } })
     })
 }
 

@@ -63,6 +63,8 @@ pub struct Applied {
     pub tar_size: u64,
     /// The entries in it, extension headers not counted.
     pub entries: u64,
+    /// The sizes of its files, added up: what docker calls a layer's size.
+    pub content: u64,
     /// What the target reports.
     pub finished: Finished,
     /// What the target could not keep, and why.
@@ -137,13 +139,14 @@ fn run<R: Read>(
         manifest,
         left_out: Vec::new(),
         left_out_bytes: 0,
+        content: 0,
     };
     let mut entries = 0;
     while let Some(header) = applier.reader.next_entry()? {
         entries += 1;
         applier.entry(header)?;
     }
-    let Applier { reader, target, manifest, left_out, .. } = applier;
+    let Applier { reader, target, manifest, left_out, content, .. } = applier;
     let (source, recipe) = reader.into_parts();
     let (digest, tar_size) = source.finish();
     let diff_id = DiffId::from(digest);
@@ -157,7 +160,7 @@ fn run<R: Read>(
         }
         manifest.finish().map_err(record("manifest"))?;
     }
-    Ok(Applied { diff_id, tar_size, entries, finished, left_out })
+    Ok(Applied { diff_id, tar_size, entries, content, finished, left_out })
 }
 
 struct Applier<'s, 'a, R: Read> {
@@ -169,6 +172,7 @@ struct Applier<'s, 'a, R: Read> {
     left_out: Vec<(LayerPath, &'static str)>,
     /// Bytes of names in it.
     left_out_bytes: usize,
+    content: u64,
 }
 
 impl<R: Read> Applier<'_, '_, R> {
@@ -307,6 +311,7 @@ impl<R: Read> Applier<'_, '_, R> {
             let source = io::Error::other("the target has not taken all of the file");
             return Err(TargetError { operation: "keep".into(), path: path.clone(), source }.into());
         }
+        self.content = self.content.saturating_add(size);
         self.note(path, &What::File(size, hash), meta)
     }
 }

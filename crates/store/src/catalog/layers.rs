@@ -305,6 +305,13 @@ pub(crate) fn set_recipe(tx: &Transaction<'_>, id: LayerId, recipe: &Digest) -> 
     Ok(())
 }
 
+/// Records the digest of the tar of a layer that has no chain ID, because it is no image's.
+pub(crate) fn set_diff(tx: &Transaction<'_>, id: LayerId, diff: &DiffId) -> Result<()> {
+    tx.prepare_cached("UPDATE layers SET diff_id = ?2 WHERE id = ?1")?
+        .execute(params![id.get(), diff.to_string()])?;
+    Ok(())
+}
+
 /// Records the blob that a layer came in.
 pub(crate) fn set_blob(tx: &Transaction<'_>, id: LayerId, blob: &BlobFacts) -> Result<()> {
     tx.prepare_cached("UPDATE layers SET blob = ?2, blob_size = ?3, blob_type = ?4 WHERE id = ?1")?.execute(

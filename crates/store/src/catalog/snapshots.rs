@@ -151,3 +151,21 @@ pub(crate) fn of_layer(tx: &Transaction<'_>, layer: LayerId) -> Result<Vec<(Stri
     let rows = statement.query_map([layer.get()], |row| Ok((row.get(7)?, of_row(row)?)))?;
     Ok(rows.collect::<std::result::Result<_, _>>()?)
 }
+
+/// An active snapshot becomes a committed one under its own key.
+pub(crate) fn seal(tx: &Transaction<'_>, namespace: &str, key: &str) -> Result<()> {
+    tx.prepare_cached(
+        "UPDATE snapshots SET kind = 'committed', updated = ?3 WHERE namespace = ?1 AND key = ?2 AND kind = 'active'",
+    )?
+    .execute(params![namespace, key, nanoseconds(Timestamp::now())])?;
+    Ok(())
+}
+
+/// A snapshot has another, committed layer from now on.
+pub(crate) fn fill(tx: &Transaction<'_>, namespace: &str, key: &str, layer: LayerId) -> Result<()> {
+    tx.prepare_cached(
+        "UPDATE snapshots SET kind = 'committed', layer = ?3, updated = ?4 WHERE namespace = ?1 AND key = ?2",
+    )?
+    .execute(params![namespace, key, layer.get(), nanoseconds(Timestamp::now())])?;
+    Ok(())
+}

@@ -41,6 +41,8 @@ fn temporary(load: &Load<'_>, index: usize) -> PathBuf {
 pub(crate) struct Filled {
     pub(crate) diff_id: DiffId,
     pub(crate) tar_size: u64,
+    /// The sizes of its files, added up.
+    pub(crate) content: u64,
     pub(crate) finished: Finished,
     pub(crate) left_out: Vec<(LayerPath, String)>,
     /// The digest of the recipe's file: the recipe itself is only compared when the tar is given back.
@@ -71,6 +73,7 @@ pub(crate) fn apply_stream(store: &Store, id: LayerId, input: &mut dyn Read) -> 
     Ok(Filled {
         diff_id: applied.diff_id,
         tar_size: applied.tar_size,
+        content: applied.content,
         finished: applied.finished,
         left_out: applied.left_out.into_iter().map(|(path, why)| (path, why.to_owned())).collect(),
         recipe: digest,
