@@ -134,12 +134,18 @@ impl Store {
         let _ = driver.remove(layer.id, &self.layout.trash().join(&layer.driver))?;
         let file = self.catalog.read(|tx| LayerFile::of(tx, layer))?;
         file.write(&folder)?;
+        let barrier = crate::layout::open_folder(self.layout.root())?;
         let reading = self.reading_layers()?;
         driver.create(layer.id, &CreateSpec { parent: layer.parent, view: false, options: &[] })?;
         drop(reading);
         point("store.later.made")?;
-        driver.sync(layer.id)?;
-        crate::files::sync_folder(&folder, &[LayerFile::NAME])?;
+        // Of a copy of many files one by one would take longer.
+        if driver.usage(layer.id)?.inodes <= crate::savepoints::FEW_INODES {
+            driver.sync(layer.id)?;
+            crate::files::sync_folder(&folder, &[LayerFile::NAME])?;
+        } else {
+            crate::files::barrier(&barrier, self.layout.root())?;
+        }
         point("store.later.synced")?;
         self.catalog.write(Durability::Full, |tx| layers::settled(tx, layer.id))
     }

@@ -6,7 +6,10 @@
 //! ```text
 //! OUT/go/cache/       what Go has compiled (half a minute for the first program)
 //! OUT/go/NAME-HASH    the programs; HASH is that of their source
+//! OUT/go/path/        packages that Debian has under another name, under the one that they are imported by
 //! ```
+//!
+//! A program's own folder `gopath` stands in for packages that Debian leaves out.
 
 use std::fs;
 use std::io;
@@ -25,6 +28,9 @@ pub enum Form {
     /// A program that runs its tests.
     Tests,
 }
+
+/// Packages that are imported by another name than Debian's: (the name, Debian's).
+const RENAMED: &[(&str, &str)] = &[("gotest.tools/v3", "gotest.tools")];
 
 /// Why nothing can be built that imports this package, if so: the reason for [`skip!`](crate::skip!).
 pub fn missing(import: &str, debian_package: &str) -> Option<String> {
@@ -50,6 +56,8 @@ pub fn build(name: &str, form: Form, out: &Path) -> io::Result<PathBuf> {
     if program.exists() {
         return Ok(program);
     }
+    let path = std::env::join_paths([Path::new(PACKAGED), &source.join("gopath"), &renamed(&folder)?])
+        .map_err(io::Error::other)?;
     // Into another name first: what is killed halfway must not be taken for a program.
     let partial = folder.join("partial");
     let mut command = Command::new("go");
@@ -62,7 +70,7 @@ pub fn build(name: &str, form: Form, out: &Path) -> io::Result<PathBuf> {
         .arg(".")
         .current_dir(&source)
         .env("GO111MODULE", "off")
-        .env("GOPATH", PACKAGED)
+        .env("GOPATH", path)
         .env("GOCACHE", folder.join("cache"))
         .env("GOFLAGS", "")
         .stdin(Stdio::null())
@@ -75,16 +83,38 @@ pub fn build(name: &str, form: Form, out: &Path) -> io::Result<PathBuf> {
     Ok(program)
 }
 
+/// A folder of links that give packages the names they are imported by.
+fn renamed(folder: &Path) -> io::Result<PathBuf> {
+    let path = folder.join("path");
+    for (name, debian) in RENAMED {
+        let link = path.join("src").join(name);
+        if let Some(parent) = link.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        match std::os::unix::fs::symlink(Path::new(PACKAGED).join("src").join(debian), link) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(path)
+}
+
 /// The digest of all sources in a folder.
 fn hash(source: &Path) -> io::Result<Digest> {
-    let mut files = fs::read_dir(source)?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .filter(|path| path.as_ref().map_or(true, |path| path.extension().is_some_and(|e| e == "go")))
-        .collect::<io::Result<Vec<_>>>()?;
-    files.sort();
     let mut text = Vec::new();
-    for file in files {
-        text.extend(fs::read(file)?);
-    }
+    read_all(source, &mut text)?;
     Ok(Digest::sha256(&text))
+}
+
+fn read_all(folder: &Path, text: &mut Vec<u8>) -> io::Result<()> {
+    let mut paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            read_all(&path, text)?;
+        } else if path.extension().is_some_and(|extension| extension == "go") {
+            text.extend(fs::read(path)?);
+        }
+    }
+    Ok(())
 }

@@ -39,6 +39,20 @@ pub(crate) const TEST: &[Need] = &[
         "/usr/share/gocode/src/github.com/containerd/containerd/snapshots/testsuite/testsuite.go",
         "golang-github-containerd-containerd-dev",
     ),
+    need(
+        "/usr/share/gocode/src/github.com/docker/docker/daemon/graphdriver/graphtest/testutil.go",
+        "golang-github-docker-docker-dev",
+    ),
+    need(
+        "/usr/share/gocode/src/github.com/vbatts/tar-split/tar/storage/doc.go",
+        "golang-github-vbatts-tar-split-dev",
+    ),
+    need(
+        "/usr/share/gocode/src/gotest.tools/assert/assert.go",
+        "golang-github-gotestyourself-gotest.tools-dev",
+    ),
+    need("/usr/sbin/dockerd", "docker.io"),
+    need("busybox", "busybox-static"),
 ];
 
 /// For the benchmark, beside those for the tests.

@@ -1,6 +1,7 @@
 //! The built command, with stores that go away.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "every test binary uses some of it")]
 
+pub mod plugin;
 pub mod user;
 
 use std::ffi::OsStr;
