@@ -2,12 +2,14 @@
 
 mod common;
 
-use common::{Layer, entry, root_or_skip};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use common::{Layer, entry, open, root_or_skip};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 use vellum_archive::folder::Style;
 use vellum_archive::manifest::Problem;
+use vellum_archive::tree;
 
 fn sample(at: &Path) {
     std::fs::create_dir_all(at.join("dir/sub")).unwrap();
@@ -199,4 +201,45 @@ fn damage_is_found() {
         assert!(found.contains(&(path.to_owned(), problem)), "{path}: {found:?}");
     }
     assert!(paths.contains(&"/d/c"), "{found:?}");
+}
+
+#[test]
+fn what_a_layer_takes_is_counted_when_a_folder_goes_that_had_one_name_of_a_file() {
+    if !root_or_skip("what_a_layer_takes_is_counted_when_a_folder_goes_that_had_one_name_of_a_file") {
+        return;
+    }
+    let layer = Layer::new(Style::Overlay);
+    let archive = [
+        entry(b'0', "d/f", "", &[1; 9000]),
+        entry(b'1', "kept", "d/f", b""),
+        entry(b'0', "d/g", "", &[2; 9000]),
+        entry(b'1', "d/h", "d/g", b""),
+        entry(b'0', "d", "", b"a file in its place"),
+    ]
+    .concat();
+    let applied = layer.apply(&archive).unwrap();
+    assert_eq!(applied.finished.usage, tree::usage(open(&layer.tree()).as_fd()).unwrap());
+    assert_eq!(applied.finished.usage.inodes, 3);
+}
+
+#[test]
+fn what_cannot_be_kept_hides_what_lower_layers_have_there() {
+    if !root_or_skip("what_cannot_be_kept_hides_what_lower_layers_have_there") {
+        return;
+    }
+    let layer = Layer { rootless: true, ..Layer::new(Style::Overlay) };
+    let archive = [entry(b'0', "b", "", b"before"), entry(b'4', "b", "", b""), entry(b'4', "d/b", "", b"")];
+    let applied = layer.apply(&archive.concat()).unwrap();
+    assert_eq!(applied.left_out.len(), 2);
+    for name in ["b", "d/b"] {
+        let facts = layer.path(name).symlink_metadata().unwrap();
+        assert!(facts.file_type().is_char_device() && facts.rdev() == 0, "{name} is a whiteout");
+    }
+    assert_eq!(layer.findings(), []);
+    assert_eq!(applied.finished.usage, tree::usage(open(&layer.tree()).as_fd()).unwrap());
+    // Folders that were filled by earlier versions have no such mark.
+    std::fs::remove_file(layer.path("b")).unwrap();
+    assert_eq!(layer.findings(), []);
+    std::fs::write(layer.path("b"), "").unwrap();
+    assert_eq!(layer.findings().len(), 1);
 }

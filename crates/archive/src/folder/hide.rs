@@ -115,6 +115,16 @@ impl FolderTarget {
         Ok(Kept::Yes)
     }
 
+    /// Leaves an entry out that cannot be kept. It would have hidden what lower layers have at the path, and so it is hidden.
+    pub(super) fn leave_out(&mut self, path: &LayerPath, why: &'static str) -> Result<Kept, TargetError> {
+        let (_, name) = split(path.as_bytes());
+        self.discard(path, name)?;
+        if self.options.style == Style::Overlay {
+            self.make_whiteout(path, name)?;
+        }
+        Ok(Kept::LeftOut(why))
+    }
+
     fn make_whiteout(&mut self, path: &LayerPath, name: &[u8]) -> Result<(), TargetError> {
         at(self.levels.touch(), "look at the directory of", path)?;
         let top = at(self.levels.top(), "open the directory of", path)?;

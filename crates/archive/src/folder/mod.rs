@@ -277,7 +277,7 @@ impl FolderTarget {
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             let child = at(tree::open_dir(top, OsStr::from_bytes(name)), "open the directory", path)?;
             let from_tree = |error: tree::TreeError| TargetError::at("replace", path)(error.source);
-            gone = tree::usage(child.as_fd()).map_err(from_tree)?;
+            gone = tree::usage_alone(child.as_fd()).map_err(from_tree)?;
             tree::remove(top, OsStr::from_bytes(name)).map_err(from_tree)?;
         } else {
             at(rustix::fs::unlinkat(top, name, AtFlags::empty()), "replace", path)?;
@@ -426,13 +426,12 @@ impl Target for FolderTarget {
         };
         let special = matches!(node, Node::Char(..) | Node::Block(..));
         if special && self.options.rootless && node != Node::Char(0, 0) {
-            self.discard(path, name)?;
-            return Ok(Kept::LeftOut("device nodes need privileges"));
+            return self.leave_out(path, "device nodes need privileges");
         }
         let mode = Mode::from_raw_mode(meta.mode & 0o777);
         match self.make(path, name, |dir| rustix::fs::mknodat(dir, name, kind, mode, device))? {
             Err(Errno::PERM) if special => {
-                return Ok(Kept::LeftOut("the system allows no device nodes here"));
+                return self.leave_out(path, "the system allows no device nodes here");
             }
             made => at(made, "create the node", path)?,
         }

@@ -74,6 +74,12 @@ impl Plan {
             What::Absent => {
                 hide(&mut self.hidden, at, index);
                 self.expected.remove(&at);
+                if raw {
+                    // What lower layers have there is hidden in its place; folders that were filled before this was so lack the mark.
+                    let mark =
+                        Expected { seen: true, ..Expected::new(index, What::Whiteout, Facts::default()) };
+                    self.expected.insert(at, mark);
+                }
                 return;
             }
             What::HardLink(to) => return self.link(&entry.path, to, index),

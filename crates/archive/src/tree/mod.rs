@@ -11,6 +11,7 @@ mod walk;
 pub(crate) use copy::open_parent;
 pub use copy::{CopyOptions, copy};
 pub use remove::{remove, remove_content};
+pub(crate) use walk::usage_alone;
 pub use walk::{Visit, read_dir, sync, usage, walk};
 
 use crate::XattrForm;

@@ -4,7 +4,7 @@ use super::ladder::Ladder;
 use super::{Form, Node, TreeError, allocated};
 use crate::target::{LayerPath, Usage};
 use rustix::fs::{FileType, RawDir};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
@@ -94,6 +94,31 @@ pub fn usage(root: BorrowedFd<'_>) -> Result<Usage, TreeError> {
     walk(root, plain(), &mut |_, node| {
         let several = node.stat.st_nlink > 1 && node.file_type() != FileType::Directory;
         if !several || linked.insert(node.stat.st_ino) {
+            usage += Usage { bytes: allocated(&node.stat), inodes: 1 };
+        }
+        Ok(Visit::Enter)
+    })?;
+    Ok(usage)
+}
+
+/// What removing a tree gives back, its root included: a file that has further names elsewhere stays.
+///
+/// # Errors
+/// The file system's, with the path.
+pub(crate) fn usage_alone(root: BorrowedFd<'_>) -> Result<Usage, TreeError> {
+    let mut usage = Usage::default();
+    // How many names of a file were met.
+    let mut names: HashMap<u64, u64> = HashMap::new();
+    walk(root, plain(), &mut |_, node| {
+        let mut last = true;
+        if node.stat.st_nlink > 1 && node.file_type() != FileType::Directory {
+            let met = names.entry(node.stat.st_ino).or_default();
+            *met += 1;
+            #[allow(clippy::unnecessary_cast, reason = "the field's type differs between architectures")]
+            let all = node.stat.st_nlink as u64;
+            last = *met == all;
+        }
+        if last {
             usage += Usage { bytes: allocated(&node.stat), inodes: 1 };
         }
         Ok(Visit::Enter)
