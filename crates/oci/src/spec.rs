@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use vellum_types::{DiffId, Digest, Platform};
+use vellum_types::{DiffId, Digest, MAX_JSON_MARKS, Platform, json_marks};
 
 /// The largest index or manifest that is read: what registries accept.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
@@ -197,6 +197,14 @@ impl Config {
 /// Parses JSON. Its nesting is bounded by the parser, its size by who read it.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], part: &str) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|source| Error::Json { part: part.to_owned(), source })
+}
+
+/// As [`parse`], of a document that is made a tree of values: of those there may be so many only.
+pub(crate) fn parse_tree<T: serde::de::DeserializeOwned>(bytes: &[u8], part: &str) -> Result<T> {
+    if json_marks(bytes) > MAX_JSON_MARKS {
+        return Err(Error::limit(part, format!("more than {MAX_JSON_MARKS} values in its JSON")));
+    }
+    parse(bytes, part)
 }
 
 /// A descriptor to be written.

@@ -14,7 +14,7 @@ use sha2::Digest as _;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read};
 use vellum_archive::compression::Decoder;
-use vellum_types::{DiffId, Digest, MAX_JSON_MARKS, json_marks};
+use vellum_types::{DiffId, Digest};
 
 /// More layers than any image of that time could have.
 const MAX_CHAIN: usize = 1000;
@@ -81,10 +81,7 @@ fn layer_json(files: &Files, id: &str) -> Result<(Map<String, Value>, Option<Str
     let path = format!("{id}/json");
     let bytes = files.read(&path, MAX_CONFIG, &part)?;
     let bytes = bytes.ok_or_else(|| Error::Missing { part: part.clone(), path })?;
-    if json_marks(&bytes) > MAX_JSON_MARKS {
-        return Err(Error::limit(part, format!("more than {MAX_JSON_MARKS} values in its configuration")));
-    }
-    let json: Map<String, Value> = spec::parse(&bytes, &part)?;
+    let json: Map<String, Value> = spec::parse_tree(&bytes, &part)?;
     let parent = json.get("parent").and_then(Value::as_str).filter(|p| !p.is_empty()).map(str::to_owned);
     Ok((json, parent))
 }

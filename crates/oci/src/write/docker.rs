@@ -71,7 +71,7 @@ fn write_chain(image: &Loaded, place: &mut dyn Place) -> Result<Option<String>> 
 
 /// The configuration without what older dockers keep elsewhere.
 fn top_json(image: &Loaded) -> Result<Map<String, Value>> {
-    let mut json: Map<String, Value> = crate::spec::parse(&image.config, "configuration")?;
+    let mut json: Map<String, Value> = crate::spec::parse_tree(&image.config, "configuration")?;
     json.remove("rootfs");
     json.remove("history");
     Ok(json)

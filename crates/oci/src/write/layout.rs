@@ -157,7 +157,7 @@ pub(super) fn annotation(name: &ImageName, alone: bool) -> BTreeMap<String, Stri
 pub(super) fn index(before: Option<Vec<u8>>, entries: Vec<Written>) -> Result<Vec<u8>> {
     use serde_json::Value;
     let before: Value = match before {
-        Some(bytes) => spec::parse(&bytes, "index.json")?,
+        Some(bytes) => spec::parse_tree(&bytes, "index.json")?,
         None => Value::Null,
     };
     let old = before.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -184,4 +184,18 @@ fn value(entry: &Written) -> Result<serde_json::Value> {
 
 pub(super) fn json(document: &impl serde::Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(document).map_err(|source| Error::Json { part: "a document to write".into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_before_of_too_many_values_is_refused() {
+        let small = index(Some(br#"{"manifests":[{"a":1}]}"#.to_vec()), Vec::new()).unwrap();
+        assert!(String::from_utf8(small).unwrap().contains(r#"{"a":1}"#));
+        let many = format!(r#"{{"manifests":[{}0]}}"#, "0,".repeat(vellum_types::MAX_JSON_MARKS));
+        let error = index(Some(many.into_bytes()), Vec::new()).unwrap_err();
+        assert!(matches!(error, Error::Limit { .. }), "{error}");
+    }
 }
