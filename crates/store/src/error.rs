@@ -169,6 +169,18 @@ impl From<vellum_driver::Error> for Error {
     }
 }
 
+fn is_about_shape(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error as E;
+    matches!(
+        error,
+        E::SqlInputError { .. }
+            | E::InvalidColumnName(_)
+            | E::InvalidColumnType(..)
+            | E::FromSqlConversionFailure(..)
+            | E::IntegralValueOutOfRange(..)
+    )
+}
+
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode as Sql;
@@ -183,6 +195,8 @@ impl From<rusqlite::Error> for Error {
                 Code::Full
             }
             Some(Sql::DatabaseCorrupt | Sql::NotADatabase) => Code::Damaged,
+            // The statements are this program's own: one that does not fit finds other tables or values than were made.
+            _ if is_about_shape(&error) => Code::Damaged,
             Some(Sql::DatabaseBusy | Sql::DatabaseLocked) => Code::InUse,
             _ => Code::System,
         };

@@ -17,7 +17,7 @@ use crate::catalog::{containers, images, layers, snapshots};
 use crate::{BlobFacts, Code, Error, Result, SnapshotKind, Store, files};
 use jiff::Timestamp;
 use rusqlite::Transaction;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use vellum_archive::target::Usage;
@@ -28,6 +28,7 @@ use vellum_types::{ChainId, ContainerId, ContainerName, DiffId, Digest, ImageId,
 pub(crate) struct LayerFile {
     pub(crate) id: LayerId,
     pub(crate) role: Role,
+    #[serde(deserialize_with = "said")]
     pub(crate) parent: Option<LayerId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) chain_id: Option<ChainId>,
@@ -54,7 +55,9 @@ pub(crate) struct LayerFile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BlobFile {
     pub(crate) digest: Digest,
+    #[serde(deserialize_with = "said")]
     pub(crate) size: Option<u64>,
+    #[serde(deserialize_with = "said")]
     pub(crate) media_type: Option<String>,
 }
 
@@ -62,10 +65,12 @@ pub(crate) struct BlobFile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ContainerFile {
     pub(crate) id: ContainerId,
+    #[serde(deserialize_with = "said")]
     pub(crate) name: Option<ContainerName>,
     pub(crate) image: ImageId,
     pub(crate) created: Timestamp,
     /// The save point's name, if it is one.
+    #[serde(deserialize_with = "said")]
     pub(crate) save_point: Option<ContainerName>,
 }
 
@@ -75,6 +80,7 @@ pub(crate) struct SnapshotFile {
     pub(crate) namespace: String,
     pub(crate) key: String,
     pub(crate) kind: SnapshotKind,
+    #[serde(deserialize_with = "said")]
     pub(crate) parent: Option<String>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) created: Timestamp,
@@ -88,6 +94,7 @@ pub(crate) struct ImageFile {
     pub(crate) layers: Vec<ChainId>,
     pub(crate) added: Timestamp,
     /// JSON text, as it came.
+    #[serde(deserialize_with = "said")]
     pub(crate) manifest: Option<String>,
 }
 
@@ -189,6 +196,13 @@ impl ImageFile {
     pub(crate) fn read(folder: &Path, id: &ImageId) -> Result<Option<Self>> {
         read_json(&folder.join(Self::name(id)))
     }
+}
+
+/// That there is none is said too: a key that is missing has been damaged.
+fn said<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    value: D,
+) -> std::result::Result<Option<T>, D::Error> {
+    Option::deserialize(value)
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {

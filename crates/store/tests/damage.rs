@@ -289,3 +289,30 @@ fn root_what_is_sound_again_is_not_called_damaged_any_more() {
     assert_clean(&store);
     store.create_container(&Image::simple().id(), CreateOptions::default()).unwrap();
 }
+
+#[test]
+fn root_a_catalog_whose_tables_have_other_columns_is_rebuilt() {
+    let test = "root_a_catalog_whose_tables_have_other_columns_is_rebuilt";
+    let Some((place, store)) = furnished(test, "overlay") else { return };
+    store.snapshots("ns").prepare("k", None, &Labels::new()).unwrap();
+    let images = store.images().unwrap();
+    drop(store);
+    let catalog = place.root().join("catalog.db");
+    let log = rusqlite::Connection::open(&catalog).unwrap();
+    log.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    drop(log);
+    let mut bytes = std::fs::read(&catalog).unwrap();
+    let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|part| part == what).unwrap();
+    let table = find(&bytes, b"CREATE TABLE snapshots");
+    let column = table + find(&bytes[table..], b"created ");
+    bytes[column] ^= 2;
+    std::fs::write(&catalog, bytes).unwrap();
+    let told = Store::check_at(&place.options(), false, &Silent).unwrap();
+    assert_eq!(ids(&told), ["VLM-C001"], "{told:#?}");
+    let findings = Store::check_at(&place.options(), true, &Silent).unwrap();
+    assert!(findings.iter().all(|finding| finding.repaired.is_some()), "{findings:#?}");
+    let store = place.open();
+    assert_eq!(store.images().unwrap(), images);
+    assert!(store.snapshots("ns").stat("k").is_ok());
+    assert_clean(&store);
+}

@@ -85,6 +85,19 @@ fn tolerated(path: &Path) -> bool {
     path.starts_with("catalog.db") || path.starts_with("catalog.db-wal")
 }
 
+/// A moment has more than one spelling: a small t is as good, and a comma before the parts of a second.
+fn spell(json: &mut serde_json::Value) {
+    let Some(map) = json.as_object_mut() else { return };
+    for (key, value) in map {
+        match value.as_str() {
+            Some(text) if ["created", "added"].contains(&key.as_str()) => {
+                *value = text.replace(',', ".").to_uppercase().into();
+            }
+            _ => spell(value),
+        }
+    }
+}
+
 /// A file whose JSON says the same but for the moment at which its layer was made, which the catalog has from another clock's reading, and of what a
 /// container wrote how much it was.
 fn says_the_same(before: &[u8], after: &[u8]) -> bool {
@@ -95,6 +108,7 @@ fn says_the_same(before: &[u8], after: &[u8]) -> bool {
         if map.get("role").is_some_and(|role| role != "image") {
             map.remove("usage");
         }
+        spell(&mut json);
         Some(json)
     };
     read(before).is_some_and(|json| read(after) == Some(json))
