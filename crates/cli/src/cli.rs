@@ -127,7 +127,9 @@ impl Cli {
     /// container are parsed with their own row of it; what that row does not understand, and every wish for help, is for the table.
     pub(crate) fn read() -> Self {
         let arguments: Vec<OsString> = std::env::args_os().collect();
-        Self::by_row(&arguments).unwrap_or_else(|| Self::parse_from(arguments))
+        Self::by_row(&arguments).unwrap_or_else(|| {
+            Self::try_parse_from(arguments).unwrap_or_else(|error| crate::output::answer(&error))
+        })
     }
 
     fn by_row(arguments: &[OsString]) -> Option<Self> {

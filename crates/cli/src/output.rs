@@ -78,6 +78,21 @@ pub(crate) fn say(text: impl std::fmt::Display) -> Result<()> {
     out.finish()
 }
 
+/// Ends the process with what the parser has to say: what was asked for (`--help`, `--version`), or what is wrong with the command line.
+pub(crate) fn answer(error: &clap::Error) -> ! {
+    if error.use_stderr() {
+        error.exit();
+    }
+    let printed = error.print().and_then(|()| std::io::stdout().flush());
+    match printed.map_err(io("write to standard output")) {
+        Ok(()) => std::process::exit(0),
+        Err(failure) => {
+            failure.tell();
+            std::process::exit(failure.code().into())
+        }
+    }
+}
+
 /// A remark on standard error, which is no error.
 pub(crate) fn note(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");

@@ -140,6 +140,22 @@ fn root_check_and_gc_say_what_they_found() {
     let repaired = other.words("check --repair").ok();
     assert!(repaired.ends_with("repaired."), "{repaired}");
     assert_eq!(other.words("check").ok(), "The store is sound.");
+    // What cannot be mended now is told with the reason, and apart from it what to do.
+    other.shell("$V create --name user base:1 && $V mount user").ok();
+    other.shell("printf Z | dd of=$(ls -d root/overlay/*/diff/etc/first) conv=notrunc status=none").ok();
+    let refused = other.words("check --repair");
+    let lines: Vec<&str> = refused.out.lines().map(str::trim).collect();
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        lines.iter().any(|line| line.starts_with("not repaired: ") && line.contains("what is mounted")),
+        "{lines:#?}"
+    );
+    let mut hints = lines.iter().filter(|line| line.starts_with("hint: "));
+    assert!(
+        hints.all(|hint| hint.contains("unmount them") && !hint.contains("what is mounted")),
+        "{lines:#?}"
+    );
+    other.shell("$V umount user && $V rm user && $V check --repair").ok();
     // Garbage is told before it is collected, and collected only then.
     other
         .shell("mkdir root/overlay/zz root/config/x 2>/dev/null; echo garbage >root/config/$(printf %064d 7)")
@@ -177,6 +193,30 @@ fn root_a_closed_pipe_ends_quietly() {
         assert!(["0\n", "141\n"].contains(&ran.out.as_str()), "{command}: {ran:?}");
     }
     store.shell("$V save derived:2 > /dev/full").fails(6);
+    for help in ["--help", "help load", "load --help", "--version", "mount --help"] {
+        store.shell(&format!("$V {help} > /dev/full")).fails(6);
+        assert!(store.shell(&format!("$V {help}")).ok().contains("vellum"), "{help}");
+        let ran = store.shell(&format!("$V {help} | true; echo ${{PIPESTATUS[0]}}"));
+        assert!(ran.err.is_empty() && ["0\n", "141\n"].contains(&ran.out.as_str()), "{help}: {ran:?}");
+    }
+}
+
+#[test]
+fn root_info_says_why_the_driver_is_used() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let info = |more: &str| {
+        let line = format!("{} --root {}/s {more} info", env!("CARGO_BIN_EXE_vellum"), dir.path().display());
+        let ran =
+            common::Ran::of(std::process::Command::new("bash").args(["-c", &line]).output().unwrap()).ok();
+        ran.lines().find(|line| line.starts_with("Driver chosen:")).unwrap().to_owned()
+    };
+    let first = info("");
+    assert!(!first.contains("before") && !first.contains("asked"), "{first}");
+    assert!(info("").contains("used before"));
+    assert!(info("--driver vfs").contains("asked for"));
 }
 
 #[test]

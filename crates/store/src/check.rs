@@ -37,7 +37,15 @@ pub(crate) struct Found {
 
 impl Found {
     fn new(id: &'static str, object: String, detail: impl Into<String>) -> Self {
-        let finding = Finding { id, object, path: None, detail: detail.into(), repaired: None, hint: None };
+        let finding = Finding {
+            id,
+            object,
+            path: None,
+            detail: detail.into(),
+            repaired: None,
+            not_repaired: None,
+            hint: None,
+        };
         Self { finding, layer: None, image: None }
     }
 
@@ -408,7 +416,9 @@ impl Store {
 
 /// What the user can do about a finding that was not repaired.
 pub(crate) fn advise(found: &mut Found) {
-    if found.finding.repaired.is_some() || found.finding.hint.is_some() {
+    let Finding { repaired, not_repaired, hint, .. } = &found.finding;
+    // Who failed to repair it has said what there is to do, if there is something.
+    if repaired.is_some() || not_repaired.is_some() || hint.is_some() {
         return;
     }
     let kept = found.layer.as_ref().is_some_and(|layer| layer.blob.is_some());

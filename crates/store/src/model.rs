@@ -386,6 +386,8 @@ pub struct Finding {
     pub detail: String,
     /// What was done about it.
     pub repaired: Option<String>,
+    /// Why it was not repaired, when that was tried.
+    pub not_repaired: Option<String>,
     /// What the user can do, when nothing was done.
     pub hint: Option<String>,
 }

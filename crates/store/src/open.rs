@@ -11,6 +11,7 @@
 
 use crate::catalog::schema::{self, Access};
 use crate::catalog::{self, Catalog};
+use crate::drivers::Choice;
 use crate::layout::Layout;
 use crate::{Code, Error, OpenOptions, Result, Store, drivers, files, recovery};
 use serde::{Deserialize, Serialize};
@@ -83,15 +84,16 @@ impl Identity {
         })
     }
 
-    fn new(layout: &Layout, options: &OpenOptions) -> Result<Self> {
+    fn new(layout: &Layout, options: &OpenOptions) -> Result<(Self, Choice)> {
         let rootless = options.rootless.unwrap_or_else(without_privileges);
         let choice = drivers::choose(layout, rootless, options.driver.as_deref(), None)?;
-        Ok(Self {
+        let identity = Self {
             uuid: crate::id::of_new(layout)?,
             xattrs: if rootless { XattrForm::User } else { XattrForm::Trusted },
             rootless,
-            driver: choice.name,
-        })
+            driver: choice.name.clone(),
+        };
+        Ok((identity, choice))
     }
 }
 
@@ -117,21 +119,21 @@ fn has_layers(layout: &Layout) -> Result<bool> {
     Ok(false)
 }
 
-/// Makes the catalog of a new store, or of one whose making was interrupted.
-fn make(layout: &Layout, options: &OpenOptions) -> Result<Catalog> {
+/// Makes the catalog of a new store, or of one whose making was interrupted. Gives the driver that was chosen for a new one.
+fn make(layout: &Layout, options: &OpenOptions) -> Result<(Catalog, Option<Choice>)> {
     if has_layers(layout)? {
         return Err(Error::new(Code::Damaged, "open the store", "its catalog is lost")
             .object(layout.root().display())
             .with_hint("`vellum check --repair` rebuilds it from what lies on disk"));
     }
     let _placing = placing(layout)?;
-    let identity = match Identity::read(layout)? {
-        Some(identity) => identity,
+    let (identity, choice) = match Identity::read(layout)? {
+        Some(identity) => (identity, None),
         None => {
-            let identity = Identity::new(layout, options)?;
+            let (identity, choice) = Identity::new(layout, options)?;
             identity.write(layout)?;
             crate::faults::point("store.make.identity")?;
-            identity
+            (identity, Some(choice))
         }
     };
     catalog::make_file(&layout.catalog())?;
@@ -143,8 +145,9 @@ fn make(layout: &Layout, options: &OpenOptions) -> Result<Catalog> {
     let made = catalog.read(schema::all).and_then(|meta| Identity::of_meta(&meta))?;
     if made != identity {
         made.write(layout)?;
+        return Ok((catalog, None));
     }
-    Ok(catalog)
+    Ok((catalog, choice))
 }
 
 /// Held while a file is put in place that no row names yet: no sweep takes it away.
@@ -153,15 +156,15 @@ pub(crate) fn placing(layout: &Layout) -> Result<FileLock> {
     FileLock::shared(&path).map_err(|e| Error::io("take the lock", path, e))
 }
 
-/// Opens the catalog, making the store if need be and allowed.
-fn open_catalog(layout: &Layout, options: &OpenOptions) -> Result<Catalog> {
+/// Opens the catalog, making the store if need be and allowed; then with the driver that was chosen for it.
+fn open_catalog(layout: &Layout, options: &OpenOptions) -> Result<(Catalog, Option<Choice>)> {
     if catalog::exists(&layout.catalog()) {
         let opened = Catalog::open(&layout.catalog(), &layout.lock("write"), options.read_only)?;
         // A process that was killed while it made the store left a catalog without tables.
         let version: i32 =
             opened.read(|tx| Ok(tx.pragma_query_value(None, "user_version", |row| row.get(0))?))?;
         if version != 0 || options.read_only {
-            return Ok(opened);
+            return Ok((opened, None));
         }
     } else if options.read_only {
         return Err(missing(layout));
@@ -193,7 +196,7 @@ impl Store {
         }
         let lock_path = layout.lock("store");
         let lock = FileLock::shared(&lock_path).map_err(|e| Error::io("take the lock", &lock_path, e))?;
-        let catalog = open_catalog(&layout, options)?;
+        let (catalog, chosen) = open_catalog(&layout, options)?;
         let (access, meta) = catalog.read(|tx| Ok((schema::access(tx)?, schema::all(tx)?)))?;
         let identity = Identity::of_meta(&meta)?;
         let (catalog, read_only) = match (access, options.read_only) {
@@ -203,8 +206,15 @@ impl Store {
                 (Catalog::open(&layout.catalog(), &layout.lock("write"), true)?, Some(why))
             }
         };
-        let choice =
-            drivers::choose(&layout, identity.rootless, options.driver.as_deref(), Some(&identity.driver))?;
+        let choice = match chosen {
+            Some(choice) => choice,
+            None => drivers::choose(
+                &layout,
+                identity.rootless,
+                options.driver.as_deref(),
+                Some(&identity.driver),
+            )?,
+        };
         let driver = drivers::open(&layout, &choice.name, identity.config())?;
         let runtime = match &options.runtime {
             Some(runtime) => runtime.clone(),

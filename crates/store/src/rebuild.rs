@@ -74,6 +74,7 @@ impl Store {
                 remains.layers.len(),
                 remains.images.len()
             )),
+            not_repaired: None,
             hint: None,
         };
         Ok(std::iter::once(first).chain(remains.findings).collect())
@@ -169,6 +170,7 @@ impl Remains {
             path: None,
             detail: detail.to_owned(),
             repaired: None,
+            not_repaired: None,
             hint: Some("load the image again; what is left of it is taken by `vellum gc`".to_owned()),
         });
     }

@@ -31,8 +31,8 @@ impl Store {
                 (Some(layer), _) if unpack_helps(one.finding.id) => match again.get(&layer.id) {
                     Some(Ok(done)) => Some(done.clone()),
                     Some(Err(e)) => {
-                        let hint = e.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-                        one.finding.hint = Some(format!("{}{hint}", crate::check::told(e)));
+                        one.finding.not_repaired = Some(crate::check::told(e));
+                        one.finding.hint = e.hint().map(str::to_owned);
                         None
                     }
                     None => None,

@@ -69,7 +69,11 @@ fn tell(finding: &Finding, out: &mut Out) -> Result<()> {
     out.line(format_args!("{} {}{path}: {}", finding.id, finding.object, finding.detail))?;
     if let Some(repaired) = &finding.repaired {
         out.line(format_args!("  repaired: {repaired}"))?;
-    } else if let Some(hint) = &finding.hint {
+    }
+    if let Some(reason) = &finding.not_repaired {
+        out.line(format_args!("  not repaired: {reason}"))?;
+    }
+    if let (None, Some(hint)) = (&finding.repaired, &finding.hint) {
         out.line(format_args!("  hint: {hint}"))?;
     }
     Ok(())
