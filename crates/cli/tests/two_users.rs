@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::user::{User, refused};
 use common::{DRIVERS, Ran, Store, is_root};
 use std::fs;
 use std::io::Write as _;
@@ -13,6 +14,8 @@ use vellum_testkit::skip;
 use vellum_testkit::tree::Tree;
 
 const OTHER: u32 = 54_321;
+/// A user who has a store.
+const OWNER: u32 = 54_400;
 
 /// A script, as the other user, with this on its standard input.
 fn as_other(script: &str, input: &[u8]) -> Ran {
@@ -157,6 +160,57 @@ fn root_another_user_reaches_nothing_of_a_store() {
 }
 
 #[test]
+fn root_another_user_reaches_nothing_of_an_ordinary_users_store() {
+    if !is_root() {
+        skip!("needs root, to become two other users");
+    }
+    let user = User::new(OWNER, false);
+    if let Some(reason) = refused(&user) {
+        skip!("{reason}");
+    }
+    // What an ordinary user can make, as open as can be; everything above the store is open too.
+    let line = "umask 0 && mkdir -m 1777 -p tree/open && echo x >tree/open/file && echo key >tree/secret && chmod 777 tree && \
+                cp /bin/true tree/su && chmod 4755 tree/su && cp /bin/true tree/sg && chmod 2777 tree/sg && mkfifo tree/pipe && \
+                $V import tree base:1 && $V create --name c base:1 && $V create --name b base:1";
+    user.shell(line).ok();
+    let root = user.shell("umask 0 && $V mount c 2>/dev/null").ok();
+    let line = "umask 0 && echo in >$ROOT/written && chmod 4777 $ROOT/written";
+    user.shell(&format!("export ROOT={root} && $V unshare sh -c '{line}'")).ok();
+    user.shell("umask 0 && $V snapshot c before && $V commit c changed:1").ok();
+    let store = user.path(".local/share/vellum");
+    for above in [".local", ".local/share"] {
+        fs::set_permissions(user.path(above), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut paths = Vec::new();
+    walk(&store, &mut paths);
+    walk(Path::new(&format!("/tmp/vellum-{OWNER}")), &mut paths);
+    // The mount is seen only in the holder's namespace, which can be reached through the holder.
+    let holders = user.holders();
+    assert_eq!(holders.len(), 1);
+    let process = PathBuf::from(format!("/proc/{}", holders[0]));
+    let inside = process.join("root").join(root.strip_prefix('/').unwrap());
+    for name in ["", "su", "sg", "secret", "open", "open/file", "written"] {
+        assert!(inside.join(name).exists(), "{name} is there for root");
+        paths.push(inside.join(name));
+    }
+    paths.extend(["root/.", "cwd/."].map(|way| process.join(way)));
+    assert!(paths.len() > 60, "{}", paths.len());
+    let reached = reached(&paths);
+    // That there is a store and a folder for its mounts is no secret, and nothing more is told.
+    let known = [store.clone(), PathBuf::from(format!("/tmp/vellum-{OWNER}"))];
+    let told = |line: &String| known.iter().any(|path| *line == format!("e {}", path.display()));
+    let more: Vec<_> = reached.iter().filter(|line| !told(line)).collect();
+    assert!(more.is_empty(), "another user reaches {more:#?}");
+    assert!(reached.contains(&format!("e {}", store.display())), "nothing above the store closes it");
+    // The namespace does not let another user in either.
+    let pid = holders[0];
+    let entered = as_other(&format!("nsenter --user --mount --target {pid} ls {root}"), b"");
+    assert!(entered.code != Some(0) && entered.out.is_empty(), "{entered:?}");
+    user.shell("$V umount --all && $V system reset -f").ok();
+    user.has_no_holders();
+}
+
+#[test]
 fn root_every_file_and_folder_of_a_store_is_its_owners_alone() {
     if !is_root() {
         skip!("needs root");
@@ -173,8 +227,13 @@ fn root_every_file_and_folder_of_a_store_is_its_owners_alone() {
     for own in ["config", "images", "layers", "locks", "tmp"] {
         walk(&store.path("root").join(own), &mut paths);
     }
+    // What closes them is their own mode, not only that of a folder above.
+    let uuid = store.json("info --json")["uuid"].as_str().unwrap().to_owned();
+    let runtime = Path::new("/run/vellum").join(uuid);
+    paths.extend([runtime.parent().unwrap().to_owned(), runtime]);
     for path in paths {
-        assert_eq!(path.symlink_metadata().unwrap().mode() & 0o077, 0, "{}", path.display());
+        let facts = path.symlink_metadata().unwrap();
+        assert_eq!((facts.mode() & 0o077, facts.uid()), (0, 0), "{}", path.display());
     }
     store.words("umount --all").ok();
 }
@@ -195,8 +254,9 @@ fn root_a_folder_that_another_user_has_prepared_is_no_store() {
     // Its own, but open to all, with something planted.
     chown(&root, Some(0), Some(0)).unwrap();
     fs::set_permissions(&root, fs::Permissions::from_mode(0o777)).unwrap();
+    // A folder of the owner's own, as closed as it should be: only that a link leads to it speaks against it.
     let victim = store.path("victim");
-    fs::create_dir(&victim).unwrap();
+    fs::DirBuilder::new().mode(0o700).create(&victim).unwrap();
     for planted in ["locks", "layers", "mnt", "vfs", "catalog.db", "store.json"] {
         symlink(&victim, root.join(planted)).unwrap();
         let error = store.words("import /etc/ssl base:1");
@@ -258,6 +318,10 @@ fn root_a_runtime_folder_in_tmp_cannot_be_prepared_by_others() {
         command.env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", home.path()).current_dir("/");
         Ran::of(command.stdin(Stdio::null()).output().unwrap())
     };
+    // A link into a folder of the user's own, to which nothing else can be objected.
+    let private = home.path().join("private");
+    fs::DirBuilder::new().mode(0o700).create(&private).unwrap();
+    chown(&private, Some(uid), Some(uid)).unwrap();
     type Prepare<'a> = (&'static str, Box<dyn Fn() + 'a>);
     let prepared: Vec<Prepare<'_>> = vec![
         (
@@ -276,6 +340,7 @@ fn root_a_runtime_folder_in_tmp_cannot_be_prepared_by_others() {
             }),
         ),
         ("cannot make or open", Box::new(|| symlink(&target, &runtime).unwrap())),
+        ("cannot make or open", Box::new(|| symlink(&private, &runtime).unwrap())),
         ("cannot make or open", Box::new(|| fs::write(&runtime, "").unwrap())),
     ];
     for (expected, prepare) in prepared {
@@ -288,6 +353,8 @@ fn root_a_runtime_folder_in_tmp_cannot_be_prepared_by_others() {
             fs::remove_file(&runtime).unwrap()
         }
         assert!(refused.code != Some(0) && refused.err.contains(expected), "{expected}: {refused:?}");
-        assert_eq!(fs::read_dir(&target).unwrap().count(), 0, "{expected}");
+        for folder in [&target, &private] {
+            assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "{expected}: {}", folder.display());
+        }
     }
 }
