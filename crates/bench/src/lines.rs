@@ -1,5 +1,6 @@
 //! The lines of the table.
 
+mod docker;
 mod life;
 mod load;
 mod within;
@@ -32,6 +33,7 @@ pub(crate) const ALL: &[Line] = &[
     Line { name: "200 containers in a row", measure: life::row },
     Line { name: "diff and commit", measure: life::diff },
     Line { name: "remove", measure: life::remove },
+    Line { name: "docker build", measure: docker::build },
     Line { name: "first write to 1 GiB", measure: life::first_write },
 ];
 

@@ -9,6 +9,7 @@
 // A command of its own: what it prints is what it is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod docker;
 mod images;
 mod lines;
 mod peers;

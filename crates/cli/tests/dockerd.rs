@@ -113,10 +113,26 @@ fn mounts_below(dir: &Path) -> Vec<(String, String)> {
     found
 }
 
-/// A plugin's socket in docker's folder, under a name that nobody else has.
-fn socket(store: &Store) -> (String, PathBuf) {
-    let name = format!("vellum-test-{}-{}", store.driver, std::process::id());
-    (name.clone(), Path::new("/run/docker/plugins").join(format!("{name}.sock")))
+/// A plugin's socket in docker's folder, under a name that nobody else has. A server that is killed leaves it.
+struct Socket {
+    name: String,
+    path: PathBuf,
+}
+
+impl Socket {
+    fn new(store: &Store) -> Self {
+        let name = format!("vellum-test-{}-{}", store.driver, std::process::id());
+        let path = Path::new("/run/docker/plugins").join(format!("{name}.sock"));
+        Self { name, path }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        for path in [self.path.clone(), self.path.with_extension("sock.lock")] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// The archives of an image's layers, in order, each with its digest.
@@ -189,17 +205,13 @@ fn root_a_real_docker_daemon_runs_on_vellum() {
     }
     for driver in DRIVERS {
         let store = Store::new(driver);
-        let (name, socket) = socket(&store);
-        let mut server = Server::at(&store, socket.clone());
-        let mut daemon = Daemon::start(&store.path("docker"), &name);
+        let socket = Socket::new(&store);
+        let mut server = Server::at(&store, socket.path.clone());
+        let mut daemon = Daemon::start(&store.path("docker"), &socket.name);
         sources(&store);
         images(&daemon, &store);
-        daemon = containers(daemon, &store, &mut server, &name);
+        daemon = containers(daemon, &store, &mut server, &socket.name);
         empty(&daemon, &store);
-        drop(daemon);
-        drop(server);
-        let _ = std::fs::remove_file(&socket);
-        let _ = std::fs::remove_file(socket.with_extension("sock.lock"));
     }
 }
 

@@ -181,11 +181,23 @@ fn root_check_and_rebuild_know_dockers_layers() {
         graph.create("c", Some(&ids[2]), &[]).unwrap();
         std::fs::write(graph.get("c", None).unwrap().join("mine"), b"kept").unwrap();
         graph.put("c").unwrap();
+        // As a power cut leaves it while an archive was unpacked for a layer: two layers say that they are this one.
+        for id in ["twice", "other"] {
+            graph.create(id, None, &[]).unwrap();
+            graph.get(id, None).unwrap();
+            graph.put(id).unwrap();
+        }
+        let other = store.snapshots("docker").stat("other").unwrap().layer;
+        let record = place.root().join(format!("layers/{driver}/{other}/layer.json"));
+        let text = std::fs::read_to_string(&record).unwrap().replace("\"other\"", "\"twice\"");
+        std::fs::write(&record, text).unwrap();
         drop(store);
         Store::rebuild(&place.options()).unwrap();
         let store = place.open();
         let graph = store.graph("docker");
         assert_clean(&store);
+        assert_eq!(store.snapshots("docker").stat("twice").unwrap().layer, other);
+        graph.remove("twice").unwrap();
         assert_eq!(diff(&graph, &ids[1], Some(&ids[0])), tars[1]);
         assert_eq!(std::fs::read(graph.get("c", None).unwrap().join("mine")).unwrap(), b"kept");
         graph.put("c").unwrap();

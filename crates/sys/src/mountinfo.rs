@@ -300,6 +300,16 @@ mod tests {
     }
 
     #[test]
+    fn plain_proc_is_mounted_elsewhere_only_if_somebody_did_so() {
+        let own = std::fs::read("/proc/self/mountinfo").unwrap();
+        let root = lines(&own).find(|line| line.facts.point == Path::new("/proc")).unwrap();
+        let twins =
+            lines(&own).filter(|line| line.device == root.device && line.facts.root == root.facts.root);
+        assert!(twins.count() == 1 || mounted_elsewhere(Path::new("/proc")).unwrap());
+        assert!(!mounted_elsewhere(Path::new("/proc/self")).unwrap(), "nothing is mounted there");
+    }
+
+    #[test]
     fn plain_this_namespace_has_its_mounts() {
         let namespace = MountNamespace::current().unwrap();
         assert!(namespace.same(&MountNamespace::current().unwrap()));
