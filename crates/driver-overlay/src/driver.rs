@@ -73,7 +73,7 @@ impl Overlay {
         chain.iter().map(move |id| lower(links.join(id.to_string())))
     }
 
-    fn mode_options(&self, writable: bool) -> Vec<MountOption> {
+    fn mode_options(&self, writable: bool, by_others: bool) -> Vec<MountOption> {
         let text = |word: &str, value: &str| MountOption::Text(word.into(), value.into());
         if self.config.xattrs == XattrForm::User {
             return vec![MountOption::Flag("userxattr".into())];
@@ -85,7 +85,8 @@ impl Overlay {
             options.push(text("redirect_dir", if follow { "follow" } else { "on" }));
         }
         if self.features.metacopy {
-            options.push(text("metacopy", "on"));
+            // Needs redirects, which others turn off, and leaves files without data in the upper folder, which others read.
+            options.push(text("metacopy", if by_others { "off" } else { "on" }));
         }
         if writable {
             options.push(text("index", "off"));
@@ -407,7 +408,7 @@ impl Driver for Overlay {
             list.push(path("upperdir", "diff"));
             list.push(path("workdir", "work"));
         }
-        list.extend(self.mode_options(writable));
+        list.extend(self.mode_options(writable, options.by_others));
         if options.volatile && writable {
             list.push(MountOption::Flag("volatile".into()));
         }

@@ -38,7 +38,8 @@
 //! # Options
 //!
 //! As root `redirect_dir=on,metacopy=on` where the kernel has them: a directory of the image can be renamed, and `chown -R` copies no
-//! data. With `userxattr` the kernel allows neither. `index=off`: an upper that was copied or is seen by two views would
+//! data. Where somebody else performs the mount `metacopy=off`: BuildKit sets `redirect_dir=off`, which excludes it, and reads the upper
+//! folder without asking for the data of a file that has none there. With `userxattr` the kernel allows neither. `index=off`: an upper that was copied or is seen by two views would
 //! be refused otherwise, and nothing here is exported by NFS. `xino` is left to the kernel: all layers lie on one file system,
 //! where inode numbers are stable without it. `volatile` only on request; [`Driver::sync`](vellum_driver::Driver::sync) takes its mark away.
 //!

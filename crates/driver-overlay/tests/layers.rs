@@ -8,7 +8,8 @@ use vellum_archive::XattrForm;
 use vellum_archive::target::{Joints, LayerPath};
 use vellum_driver::sinks::Changes;
 use vellum_driver::{
-    Ability, Change, Changed, CreateSpec, Driver, DriverConfig, ErrorKind, MountOptions, Views, generic_diff,
+    Ability, Change, Changed, CreateSpec, Driver, DriverConfig, ErrorKind, MountOption, MountOptions, Views,
+    generic_diff,
 };
 use vellum_driver_overlay::Overlay;
 use vellum_mount::Mounter;
@@ -227,6 +228,30 @@ fn root_a_volatile_layer_is_ordinary_after_a_sync() {
     let _ = stage.mounter.release(id(1)).unwrap();
     stage.driver.sync(id(1)).unwrap();
     stage.mounted(1, |root| fs::write(root.join("f"), "").unwrap());
+}
+
+#[test]
+fn root_what_others_mount_has_whole_files_in_its_own_folder() {
+    need_root!();
+    let stage = Stage::new();
+    stage.create(1, None);
+    fs::write(stage.diff_folder(1).join("f"), "content").unwrap();
+    let _ = stage.commit(1, None, &Joints::default());
+    stage.create(2, Some(1));
+    let by_others = MountOptions { by_others: true, ..MountOptions::default() };
+    let mut plan = stage.driver.mounts(id(2), &by_others).unwrap();
+    // As BuildKit does it.
+    for option in &mut plan.root.options {
+        if let MountOption::Text(word, value) = option
+            && word == "redirect_dir"
+        {
+            "off".clone_into(value);
+        }
+    }
+    let root = stage.mounter.acquire(id(2), &plan).unwrap();
+    chown(root.join("f"), Some(7), Some(7)).unwrap();
+    let _ = stage.mounter.release(id(2)).unwrap();
+    assert_eq!(fs::read_to_string(stage.diff_folder(2).join("f")).unwrap(), "content");
 }
 
 #[test]

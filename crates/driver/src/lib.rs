@@ -144,6 +144,10 @@ pub struct MountOptions {
     /// Give up durability of the container's writes for speed (`volatile` of overlayfs): after a crash the layer must
     /// be thrown away. Only ever on the user's request.
     pub volatile: bool,
+    /// Somebody else performs the mount, who may change its options and read the folder with the container's changes by himself (BuildKit
+    /// does both): every changed file must be whole there.
+    #[serde(default)]
+    pub by_others: bool,
 }
 
 /// What a store tells a driver when it opens it. Recorded with the store: it never changes.

@@ -186,7 +186,8 @@ impl Store {
 
     fn complete(&self, tx: &Transaction<'_>, driver: &dyn Driver, layer: &Layer) -> Result<()> {
         let file = LayerFile::of(tx, layer)?;
-        let view = file.snapshot.as_ref().is_some_and(|snapshot| snapshot.kind == crate::SnapshotKind::View);
+        let view =
+            file.snapshot.as_ref().is_some_and(|snapshot| snapshot.kind.is_look(layer.parent.is_some()));
         let folder = self.layout.layer(&layer.driver, layer.id);
         crate::layout::make_folder(&folder)?;
         file.write(&folder)?;

@@ -25,7 +25,7 @@ use vellum_types::LayerId;
 pub enum SnapshotKind {
     /// Being written.
     Active,
-    /// A read-only look at its parent.
+    /// A read-only look at its parent, or at nothing.
     View,
     /// Never changes again.
     Committed,
@@ -38,6 +38,11 @@ impl SnapshotKind {
             Self::View => "view",
             Self::Committed => "committed",
         }
+    }
+
+    /// Whether its layer is a view for the driver. A view of nothing is none: it is an empty layer, which is only ever mounted read-only.
+    pub(crate) fn is_look(self, on_parent: bool) -> bool {
+        self == Self::View && on_parent
     }
 
     pub(crate) fn of(name: &str) -> Self {
@@ -101,12 +106,12 @@ impl Snapshots<'_> {
         self.make(key, SnapshotKind::Active, parent, labels, options)
     }
 
-    /// Makes a read-only look at a committed snapshot.
+    /// Makes a read-only look at a committed snapshot, or at nothing.
     ///
     /// # Errors
     /// As [`Snapshots::prepare`].
-    pub fn view(&self, key: &str, parent: &str, labels: &Labels) -> Result<SnapshotRow> {
-        self.make(key, SnapshotKind::View, Some(parent), labels, &[])
+    pub fn view(&self, key: &str, parent: Option<&str>, labels: &Labels) -> Result<SnapshotRow> {
+        self.make(key, SnapshotKind::View, parent, labels, &[])
     }
 
     fn make(
@@ -119,7 +124,7 @@ impl Snapshots<'_> {
     ) -> Result<SnapshotRow> {
         let store = self.store;
         let created = Timestamp::now();
-        let view = kind == SnapshotKind::View;
+        let view = kind.is_look(parent.is_some());
         let base = |tx: &Transaction<'_>| -> Result<Option<LayerId>> {
             Ok(parent.map(|parent| self.committed(tx, parent)).transpose()?.map(|row| row.layer))
         };
@@ -219,7 +224,8 @@ impl Snapshots<'_> {
     pub fn mounts(&self, key: &str, options: &MountOptions) -> Result<MountPlan> {
         let row = self.stat(key)?;
         self.store.make_whole(row.layer)?;
-        Ok(self.driver_of(&row)?.mounts(row.layer, options)?)
+        let read_only = options.read_only || row.kind == SnapshotKind::View;
+        Ok(self.driver_of(&row)?.mounts(row.layer, &MountOptions { read_only, ..options.clone() })?)
     }
 
     /// How somebody else mounts a snapshot: the mounts as strings, to be performed one after the other.
@@ -240,7 +246,9 @@ impl Snapshots<'_> {
             rustix::fs::fchown(&folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
                 .map_err(|e| Error::io("give the snapshot to its owner in", store.layout.root(), e))?;
         }
-        let plan = driver.mounts(row.layer, &MountOptions::default())?;
+        let read_only = row.kind == SnapshotKind::View;
+        let options = MountOptions { read_only, by_others: true, ..MountOptions::default() };
+        let plan = driver.mounts(row.layer, &options)?;
         if let Some(mounts) = plan.classic() {
             return Ok(mounts);
         }

@@ -118,7 +118,7 @@ fn root_what_a_power_cut_takes_of_a_new_snapshot_is_made_again() {
     for view in [false, true] {
         let key = format!("key-{view}");
         let row = if view {
-            snapshots.view(&key, "below", &BTreeMap::new()).unwrap()
+            snapshots.view(&key, Some("below"), &BTreeMap::new()).unwrap()
         } else {
             snapshots.prepare(&key, Some("below"), &BTreeMap::new()).unwrap()
         };

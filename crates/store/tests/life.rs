@@ -268,18 +268,26 @@ fn root_front_ends_snapshots_live_and_are_roots() {
         snapshots.prepare("k1", None, &labels).unwrap();
         assert_eq!(snapshots.prepare("k1", None, &labels).unwrap_err().code(), Code::Exists);
         assert_eq!(snapshots.prepare("k2", Some("k1"), &labels).unwrap_err().code(), Code::Invalid);
-        snapshots.commit("base", "k1", None, &labels).unwrap();
+        let made = snapshots.stat("k1").unwrap().created;
+        let base = snapshots.commit("base", "k1", None, &labels).unwrap();
+        // A committed snapshot is another one, made at this moment.
+        assert!(base.created > made && base.updated == base.created);
         snapshots.prepare("k2", Some("base"), &Labels::new()).unwrap();
-        snapshots.view("v", "base", &Labels::new()).unwrap();
+        snapshots.view("v", Some("base"), &Labels::new()).unwrap();
+        snapshots.view("nothing", None, &Labels::new()).unwrap();
+        for key in ["v", "nothing"] {
+            assert!(snapshots.mounts(key, &MountOptions::default()).unwrap().root.read_only, "{key}");
+        }
+        assert_eq!(snapshots.commit("c", "nothing", None, &labels).unwrap_err().code(), Code::Invalid);
         assert_eq!(snapshots.remove("base").unwrap_err().code(), Code::InUse);
         assert_eq!(snapshots.update("v", &labels).unwrap().labels, labels);
         assert!(snapshots.usage("base").unwrap().inodes > 0);
         snapshots.mounts("k2", &MountOptions::default()).unwrap();
         store.gc(false).unwrap();
         let keys: Vec<String> = snapshots.walk().unwrap().into_iter().map(|row| row.key).collect();
-        assert_eq!(keys, ["base", "k2", "v"]);
+        assert_eq!(keys, ["base", "k2", "nothing", "v"]);
         assert_clean(&store);
-        for key in ["v", "k2", "base"] {
+        for key in ["v", "nothing", "k2", "base"] {
             snapshots.remove(key).unwrap();
         }
         assert_nothing_to_collect(&store);

@@ -33,8 +33,12 @@ impl Mount {
         }
         let store = context::open(global)?;
         let container = store.find_container(&self.container)?;
-        let options =
-            MountOptions { read_only: self.read_only, label: self.label.clone(), volatile: self.volatile };
+        let options = MountOptions {
+            read_only: self.read_only,
+            label: self.label.clone(),
+            volatile: self.volatile,
+            ..MountOptions::default()
+        };
         let path = store.mount(&container.id, &options)?;
         say(path.display())?;
         for damage in store.damage_below(&container.id)? {

@@ -97,10 +97,7 @@ impl Inner {
             return Err(Status::already_exists(format!("the store has the layer {target} already")));
         }
         let row = match kind {
-            SnapshotKind::View => {
-                let parent = given("the parent of a view", parent.unwrap_or_default())?;
-                self.snapshots().view(key, parent, labels).map_err(told)?
-            }
+            SnapshotKind::View => self.snapshots().view(key, parent, labels).map_err(told)?,
             _ => {
                 let size = size.filter(|_| self.store.capabilities().has(Ability::Quota));
                 let options: Vec<_> =

@@ -108,8 +108,8 @@ pub(crate) fn commit(
 ) -> Result<()> {
     free(tx, namespace, name)?;
     tx.prepare_cached(
-        "UPDATE snapshots SET key = ?3, kind = 'committed', parent = ?4, labels = ?5, updated = ?6 \
-         WHERE namespace = ?1 AND key = ?2 AND kind = 'active'",
+        "UPDATE snapshots SET key = ?3, kind = 'committed', parent = ?4, labels = ?5, created = ?6, \
+         updated = ?6 WHERE namespace = ?1 AND key = ?2 AND kind = 'active'",
     )?
     .execute(params![namespace, key, name, parent, text(labels)?, nanoseconds(Timestamp::now())])?;
     Ok(())
