@@ -6,9 +6,11 @@
 //! - [`scratch`]: file systems for tests, which go away with the test, also when it fails or is killed.
 //! - [`skip!`]: a test that cannot run here says why, and is counted.
 //! - [`fault`]: children that die at a named point.
+//! - [`engine`]: containerd and Docker, run by tests.
 //! - [`golang`]: Go programs of the tests, built out of what Debian packages.
 
 pub mod conformance;
+pub mod engine;
 pub mod fault;
 pub mod golang;
 pub mod image;

@@ -4,7 +4,7 @@ use crate::packages;
 use crate::run::{Error, root, run};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use vellum_testkit::image;
+use vellum_testkit::{engine, image};
 
 /// A test image; `images/real.sh` says what is in it.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -28,30 +28,48 @@ pub(crate) fn build(kind: Kind) -> Result<PathBuf, Error> {
         Kind::Wide => "wide",
     };
     let place = image::place(name);
-    let folder = image::cache();
-    std::fs::create_dir_all(&folder).map_err(Error::at(format!("make {}", folder.display())))?;
-    let lock = std::fs::File::create(folder.join(format!("{name}.lock"))).and_then(|lock| {
-        lock.lock()?;
-        Ok(lock)
-    });
-    let _lock = lock.map_err(Error::at(format!("lock {}", folder.display())))?;
+    let _lock = lock(name)?;
     if place.join("index.json").exists() {
         return Ok(place);
     }
     match kind {
-        Kind::Real | Kind::Small => debian(name, &place)?,
+        Kind::Real | Kind::Small => debian(&root().join("crates/xtask/images/real.sh"), name, &place)?,
         Kind::Deep => generated(&place, image::deep)?,
         Kind::Wide => generated(&place, image::wide)?,
     }
     Ok(place)
 }
 
-fn debian(name: &str, place: &Path) -> Result<(), Error> {
+/// Builds the later Debians whose container engines are tested, if they are not there, and says where they are.
+pub(crate) fn peers() -> Result<Vec<PathBuf>, Error> {
+    let build = |suite| {
+        let place = engine::system_place(suite);
+        let _lock = lock(suite)?;
+        if !place.is_dir() {
+            debian(&root().join("crates/xtask/images/peer.sh"), suite, &place)?;
+        }
+        Ok(place)
+    };
+    engine::SYSTEMS.into_iter().map(build).collect()
+}
+
+/// Held while something of this name is built.
+fn lock(name: &str) -> Result<std::fs::File, Error> {
+    let folder = image::cache();
+    std::fs::create_dir_all(&folder).map_err(Error::at(format!("make {}", folder.display())))?;
+    let lock = std::fs::File::create(folder.join(format!("{name}.lock"))).and_then(|lock| {
+        lock.lock()?;
+        Ok(lock)
+    });
+    lock.map_err(Error::at(format!("lock {}", folder.display())))
+}
+
+fn debian(script: &Path, name: &str, place: &Path) -> Result<(), Error> {
     if !packages::is_root() {
-        return Err(Error::Missing("building the test image needs root, for debootstrap".into()));
+        return Err(Error::Missing("building what tests need of Debian needs root, for debootstrap".into()));
     }
     packages::install(packages::TEST)?;
-    run(Command::new("bash").arg(root().join("crates/xtask/images/real.sh")).arg(name).arg(place))
+    run(Command::new("bash").arg(script).arg(name).arg(place))
 }
 
 fn generated(place: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), Error> {

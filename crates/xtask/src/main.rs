@@ -47,6 +47,8 @@ enum Chore {
         #[arg(value_enum)]
         kind: image::Kind,
     },
+    /// Build the later Debians whose container engines are tested, if they are not there yet, and print where they are.
+    Peers,
     /// Measure Vellum beside the tools people use today. Arguments go to the benchmark: see `cargo xtask bench -- --help`.
     Bench {
         /// For the benchmark.
@@ -72,6 +74,9 @@ fn main() -> ExitCode {
         Chore::Test { all } => test::test(all),
         Chore::Campaign { kind, minutes, seed } => campaign::campaign(kind, minutes, seed),
         Chore::Image { kind } => image::build(kind).map(|place| println!("{}", place.display())),
+        Chore::Peers => {
+            image::peers().map(|places| places.iter().for_each(|place| println!("{}", place.display())))
+        }
         Chore::Bench { arguments } => bench::bench(&arguments),
         Chore::Fuzz { target, minutes } => fuzz::fuzz(target.as_deref(), minutes),
         Chore::Docs => docs(),

@@ -34,6 +34,7 @@ pub(crate) const TEST: &[Need] = &[
     need("zstd", "zstd"),
     need("containerd", "containerd"),
     need("runc", "runc"),
+    need("/usr/share/doc/busybox-static/copyright", "busybox-static"),
     need("go", "golang-any"),
     need(
         "/usr/share/gocode/src/github.com/containerd/containerd/snapshots/testsuite/testsuite.go",

@@ -1,6 +1,6 @@
 //! All tests.
 
-use crate::image::{Kind, build};
+use crate::image::{Kind, build, peers};
 use crate::packages;
 use crate::run::{Error, cargo_command, target};
 use std::io::{BufRead as _, BufReader};
@@ -29,6 +29,9 @@ pub(crate) fn test(all: bool) -> Result<(), Error> {
     packages::install(packages::TEST)?;
     let _ = clean()?;
     let image = build(if all { Kind::Real } else { Kind::Small });
+    if all && let Err(error) = peers() {
+        eprintln!("no later container engines: {error}");
+    }
     let skips = target().join("skipped-tests");
     if let Err(error) = std::fs::remove_file(&skips)
         && error.kind() != std::io::ErrorKind::NotFound
