@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Layer, entry, open, root_or_skip, with_records};
+use common::{Layer, entry, in_memory, open, root_or_skip, with_records};
 use rustix::fs::{AtFlags, Mode, XattrFlags};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -65,7 +65,7 @@ fn trees_of_3000_levels_are_walked_copied_measured_synced_and_removed() {
         return;
     }
     frugal();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = in_memory();
     for name in ["from", "to"] {
         std::fs::create_dir(dir.path().join(name)).unwrap();
     }
@@ -93,7 +93,7 @@ fn directories_that_are_moved_meanwhile_lead_nobody_astray() {
     if !root_or_skip("directories_that_are_moved_meanwhile_lead_nobody_astray") {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
+    let dir = in_memory();
     for name in ["tree", "outside"] {
         std::fs::create_dir(dir.path().join(name)).unwrap();
     }
@@ -130,7 +130,7 @@ fn layers_as_deep_as_names_allow_are_unpacked_verified_and_found_deeper() {
     let name = vec!["ddd"; 1000].join("/");
     let archive = with_records(&[("path", format!("{name}/f").as_bytes())], entry(b'0', "f", "", b"deep"));
     for style in [Style::Overlay, Style::Apply] {
-        let layer = Layer::new(style);
+        let layer = Layer::large(style);
         layer.apply(&archive).unwrap();
         assert_eq!(layer.findings(), []);
         assert_eq!(layer.assemble(), archive);
@@ -140,7 +140,7 @@ fn layers_as_deep_as_names_allow_are_unpacked_verified_and_found_deeper() {
         let found: Vec<_> = layer.findings().into_iter().map(|(path, _)| path.len()).collect();
         assert_eq!(found, [name.len() + 5], "{style:?}");
         // A file in the place of the whole of it.
-        let layer = Layer::new(style);
+        let layer = Layer::large(style);
         let again = [archive.clone(), entry(b'0', "ddd", "", b"a file")].concat();
         layer.apply(&again).unwrap();
         assert_eq!(layer.assemble(), again);
@@ -179,7 +179,7 @@ fn archives_that_ask_again_and_again_cost_what_they_are_long() {
         ),
     ];
     for (what, style, archive) in cases {
-        let layer = Layer::new(style);
+        let layer = Layer::large(style);
         layer.apply(&archive).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(layer.assemble() == archive, "{what}");
     }
@@ -194,12 +194,12 @@ fn what_must_be_remembered_of_an_archive_is_limited() {
     let links = numbered(4300, |n| {
         with_records(&[("linkpath", long.as_bytes())], entry(b'1', &format!("l{n}"), "x", b""))
     });
-    let error = Layer::new(Style::Overlay).apply(&links).unwrap_err();
+    let error = Layer::large(Style::Overlay).apply(&links).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(error.to_string().starts_with("cannot note the link /l"), "{error}");
     assert!(cause.contains("16 MiB of names"), "{cause}");
     let device = with_records(&[("path", format!("{long}/x").as_bytes())], entry(b'4', "x", "", b""));
-    let layer = Layer { rootless: true, ..Layer::new(Style::Overlay) };
+    let layer = Layer { rootless: true, ..Layer::large(Style::Overlay) };
     let error = layer.apply(&device.repeat(4300)).unwrap_err().to_string();
     assert!(error.contains("more names of entries that cannot be kept than allowed"), "{error}");
     assert!(layer.tree().symlink_metadata().unwrap().mode() > 0);

@@ -38,9 +38,22 @@ pub fn open(path: &Path) -> OwnedFd {
     File::open(path).unwrap().into()
 }
 
+/// A folder in memory, where the machine has one: for many thousands of entries, of which a disk would make the test wait.
+pub fn in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 impl Layer {
     pub fn new(style: Style) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap(), style)
+    }
+
+    /// A layer of very many entries.
+    pub fn large(style: Style) -> Self {
+        Self::at(in_memory(), style)
+    }
+
+    fn at(dir: tempfile::TempDir, style: Style) -> Self {
         std::fs::create_dir(dir.path().join("tree")).unwrap();
         Self { dir, style, nested: true, rootless: false }
     }
