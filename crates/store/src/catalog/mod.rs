@@ -22,6 +22,13 @@
 //! always all from some moment on, and what they spoke of is then on disk and unrecorded, which is garbage. FULL commits
 //! are synced, and with them all that was committed before.
 //!
+//! # What no check finds
+//! A bit that flips in the log (`-wal`) between two checkpoints. SQLite takes a frame whose checksum is wrong for one that a power cut tore, and
+//! reads the log only up to the commit before it: later ones are gone, though they were synced. The rule that opens a log after
+//! a power cut is the same one, and nothing in the file tells the two apart. Nor do the files beside layers: they are written before their rows
+//! are committed, so that one which the catalog does not know, however new, is what a killed or cut-off operation leaves, and is garbage.
+//! What bounds the loss is the log's length (64 pages, then the file is checkpointed) and that images can be loaded again.
+//!
 //! # Rules
 //! - `catalog.db` is opened by SQLite and nobody else: closing any other descriptor of it would drop its locks.
 //!   Only its log (`-wal`) and the log's index (`-shm`) are made before SQLite opens it, when there are none ([`room`]).
