@@ -85,7 +85,9 @@ mod select;
 pub mod sinks;
 
 pub use capability::{Ability, Capabilities, Capability, Support};
-pub use diff::{Change, DiffEntry, DiffSink, Guide, Standing, generic_diff, guided_diff};
+pub use diff::{
+    Candidates, Change, DiffEntry, DiffSink, Guide, Standing, generic_diff, guided_diff, narrowed_diff,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use plan::{
     ClassicMount, Device, Mount, MountOption, MountPlan, MountSource, PathRef, Step, View, Views,

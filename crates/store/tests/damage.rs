@@ -37,12 +37,7 @@ fn root_a_flipped_bit_is_found_by_name_and_mended_from_the_blob() {
     for driver in DRIVERS {
         let test = "root_a_flipped_bit_is_found_by_name_and_mended_from_the_blob";
         let Some((_place, store)) = furnished(test, driver) else { continue };
-        let path = payload(&store, driver);
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[777] ^= 4;
-        let times = path.metadata().unwrap().modified().unwrap();
-        std::fs::write(&path, bytes).unwrap();
-        std::fs::File::options().write(true).open(&path).unwrap().set_modified(times).unwrap();
+        flip_payload(&store, driver);
         let findings = store.check(false, &Silent).unwrap();
         assert_eq!(ids(&findings)[0], "VLM-L004", "{findings:#?}");
         assert_eq!(findings[0].path.as_deref(), Some("/usr/x"));
@@ -126,9 +121,7 @@ fn root_a_lost_layer_is_unpacked_again() {
         };
         let layer = store.image_layers(&Image::simple().id()).unwrap()[1].id;
         let home = store.root().join(driver);
-        for path in tree(&home).into_iter().filter(|path| *path == layer.to_string()) {
-            std::fs::remove_dir_all(home.join(path)).unwrap();
-        }
+        lose(&home.join(layer.to_string()));
         assert!(ids(&store.check(false, &Silent).unwrap()).contains(&"VLM-L001"));
         store.check(true, &Silent).unwrap();
         assert_clean(&store);
@@ -185,8 +178,15 @@ fn flip_payload(store: &Store, driver: &str) {
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[777] ^= 4;
     let times = path.metadata().unwrap().modified().unwrap();
-    std::fs::write(&path, bytes).unwrap();
-    std::fs::File::options().write(true).open(&path).unwrap().set_modified(times).unwrap();
+    unlocked(&path, || {
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(times).unwrap();
+    });
+}
+
+/// A layer's folder is gone.
+fn lose(folder: &std::path::Path) {
+    unlocked(&folder.join("tree"), || std::fs::remove_dir_all(folder).unwrap());
 }
 
 /// An image without kept blobs, and a container.
@@ -251,7 +251,7 @@ fn root_a_load_mends_what_it_does_not_find_on_disk_and_keeps_the_blob() {
         let Some((_place, store)) = without_blobs(test, driver) else { continue };
         let layers = store.image_layers(&Image::simple().id()).unwrap();
         for layer in &layers[..2] {
-            std::fs::remove_dir_all(store.root().join(driver).join(layer.id.to_string())).unwrap();
+            lose(&store.root().join(driver).join(layer.id.to_string()));
         }
         let report = store.load_image(Image::simple().input(&["x"], true), &Silent).unwrap();
         assert_eq!(report.layers_new, 2);

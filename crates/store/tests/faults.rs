@@ -152,7 +152,7 @@ impl Child {
         assert!(findings.iter().all(|finding| finding.repaired.is_some()), "{findings:#?}");
         // A layer that is lost altogether, mended by loading the image again.
         let lost = store.root().join(&self.driver).join(layers[2].id.to_string());
-        std::fs::remove_dir_all(lost).unwrap();
+        unlocked(&lost.join("tree"), || std::fs::remove_dir_all(&lost).unwrap());
         store.load_image(Image::simple().input(&["kept"], true), &Silent).unwrap();
         self.note("mended");
     }
@@ -278,7 +278,7 @@ fn assert_no_leak(store: &Store, place: &Place, at: &str) {
 
 /// Whether the driver's way of making containers passes the point: at once, or with an intent.
 fn on_the_way_of(driver: &str, fault: &str) -> bool {
-    let instant = driver == "overlay";
+    let instant = driver != "vfs";
     match fault.split('.').nth(1) {
         Some("fresh") => instant,
         Some("create" | "prepare" | "later") => !instant,
@@ -315,6 +315,15 @@ fn root_a_process_killed_at_any_point_leaves_a_sound_store_on_overlay() {
 #[test]
 fn root_a_process_killed_at_any_point_leaves_a_sound_store_on_vfs() {
     campaign("root_a_process_killed_at_any_point_leaves_a_sound_store_on_vfs", "vfs");
+}
+
+#[test]
+fn root_a_process_killed_at_any_point_leaves_a_sound_store_on_btrfs() {
+    // Each point wants a file system of its own, which takes minutes; CI kills at random.
+    if std::env::var_os("VELLUM_TEST_ALL").is_none() {
+        return;
+    }
+    campaign("root_a_process_killed_at_any_point_leaves_a_sound_store_on_btrfs", "btrfs");
 }
 
 /// Every step of what adds to a store.

@@ -143,3 +143,8 @@ fn root_a_process_killed_at_random_leaves_a_sound_store_on_overlay() {
 fn root_a_process_killed_at_random_leaves_a_sound_store_on_vfs() {
     kills("root_a_process_killed_at_random_leaves_a_sound_store_on_vfs", "vfs");
 }
+
+#[test]
+fn root_a_process_killed_at_random_leaves_a_sound_store_on_btrfs() {
+    kills("root_a_process_killed_at_random_leaves_a_sound_store_on_btrfs", "btrfs");
+}

@@ -163,3 +163,8 @@ fn root_many_processes_share_a_store_on_overlay() {
 fn root_many_processes_share_a_store_on_vfs() {
     crowd("root_many_processes_share_a_store_on_vfs", "vfs");
 }
+
+#[test]
+fn root_many_processes_share_a_store_on_btrfs() {
+    crowd("root_many_processes_share_a_store_on_btrfs", "btrfs");
+}

@@ -41,7 +41,7 @@ fn follow(dir: &std::path::Path, driver: &str, ops: &[Op]) -> std::result::Resul
 
 fn against_the_model(test: &str, driver: &str) {
     // In memory: it is not about what reaches the disk.
-    let scratch = match Scratch::new(Kind::Tmpfs) {
+    let scratch = match Scratch::new(place_of(driver, Kind::Tmpfs)) {
         Ok(scratch) => scratch,
         Err(e) => return vellum_testkit::skip::record(test, &e.to_string()),
     };
@@ -84,4 +84,9 @@ fn root_the_store_does_what_a_plain_model_does_on_overlay() {
 #[test]
 fn root_the_store_does_what_a_plain_model_does_on_vfs() {
     against_the_model("root_the_store_does_what_a_plain_model_does_on_vfs", "vfs");
+}
+
+#[test]
+fn root_the_store_does_what_a_plain_model_does_on_btrfs() {
+    against_the_model("root_the_store_does_what_a_plain_model_does_on_btrfs", "btrfs");
 }

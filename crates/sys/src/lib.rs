@@ -14,6 +14,7 @@
 //! | [`lock`] | flock |
 //! | [`mod@file`] | files that appear whole or not at all, folders that only their owner enters |
 //! | [`fsinfo`] | what a file system is and can do |
+//! | [`mod@btrfs`] | subvolumes of btrfs, and its trees |
 //! | [`ioctl`] | freezing a file system |
 //! | [`process`] | who uses a mount |
 //! | [`child`] | what a child process cost |
@@ -24,6 +25,7 @@
 #![allow(unsafe_code)]
 
 pub mod boot;
+pub mod btrfs;
 pub mod child;
 pub mod detach;
 pub mod fault;

@@ -169,3 +169,27 @@ macro_rules! conformance {
 
 conformance!(vfs, vellum_driver_vfs::FACTORY);
 conformance!(overlay, vellum_driver_overlay::FACTORY);
+
+mod btrfs {
+    use super::*;
+
+    #[test]
+    fn loop_btrfs() {
+        as_root(&vellum_driver_btrfs::FACTORY, Kind::Btrfs);
+    }
+
+    #[test]
+    fn loop_other_file_systems_are_refused_with_the_reason() {
+        if !rustix::process::geteuid().is_root() {
+            skip!("loop devices need root");
+        }
+        let scratch = Scratch::new(Kind::Ext4).unwrap_or_else(|error| panic!("{error}"));
+        let factory = vellum_driver_btrfs::FACTORY;
+        let probe = factory.probe(&ProbeEnvironment { root: scratch.path(), rootless: false });
+        assert!(!probe.usable && probe.reason.contains("ext4") && probe.hint.is_some(), "{probe:?}");
+        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+        let refused = factory.open(&scratch.path().join("home"), config).unwrap_err();
+        assert_eq!(refused.kind, vellum_driver::ErrorKind::Unsupported);
+        scratch.close().unwrap_or_else(|error| panic!("{error}"));
+    }
+}

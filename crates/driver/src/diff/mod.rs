@@ -21,7 +21,7 @@
 mod same;
 mod walk;
 
-pub use walk::{Guide, Standing, guided_diff};
+pub use walk::{Candidates, Guide, Standing, guided_diff, narrowed_diff};
 
 use crate::{Driver, MountOptions, Result, Views};
 use vellum_archive::target::LayerPath;

@@ -48,6 +48,34 @@ pub trait Guide {
     fn view(&self) -> Result<BorrowedFd<'_>>;
 }
 
+/// What a driver knows of the inodes that can differ between two whole trees of which one began as a copy of the other, inode numbers included.
+pub trait Candidates {
+    /// Whether the inode can differ from that of the same number and path in the base. A directory differs when a name in it was added, removed or changed its
+    /// inode, or when it itself did.
+    fn can_differ(&self, inode: u64) -> bool;
+
+    /// The names in the directory, which itself cannot differ, below which something can; `None` if nothing can.
+    fn on_the_way(&self, inode: u64) -> Option<Vec<OsString>>;
+
+    /// Whether the directory is the root of another tree, of which nothing is known.
+    fn is_foreign(&self, inode: u64) -> bool;
+}
+
+/// Tells the differences between a whole tree and its base, visiting only what can differ. The result is that of [`super::generic_diff`].
+///
+/// # Errors
+/// The file system's, with the path; whatever the sink returns.
+pub fn narrowed_diff(
+    tree: BorrowedFd<'_>,
+    base: BorrowedFd<'_>,
+    candidates: &dyn Candidates,
+    form: Form,
+    sink: &mut dyn DiffSink,
+) -> Result<()> {
+    let candidates = Some(candidates);
+    Walk { tree, base: Some(base), guide: None, candidates, form, sink, stack: Vec::new() }.run()
+}
+
 /// Tells the differences between two whole trees.
 pub(super) fn full_diff(
     tree: BorrowedFd<'_>,
@@ -55,7 +83,7 @@ pub(super) fn full_diff(
     form: Form,
     sink: &mut dyn DiffSink,
 ) -> Result<()> {
-    Walk { tree, base, guide: None, form, sink, stack: Vec::new() }.run()
+    Walk { tree, base, guide: None, candidates: None, form, sink, stack: Vec::new() }.run()
 }
 
 /// Tells the differences between a layer's tree and its base (or nothing) by walking the layer's own folder `own`. The result is
@@ -70,13 +98,14 @@ pub fn guided_diff(
     form: Form,
     sink: &mut dyn DiffSink,
 ) -> Result<()> {
-    Walk { tree: own, base, guide: Some(guide), form, sink, stack: Vec::new() }.run()
+    Walk { tree: own, base, guide: Some(guide), candidates: None, form, sink, stack: Vec::new() }.run()
 }
 
 struct Walk<'a> {
     tree: BorrowedFd<'a>,
     base: Option<BorrowedFd<'a>>,
     guide: Option<&'a dyn Guide>,
+    candidates: Option<&'a dyn Candidates>,
     /// How the base and whole trees are read; the own folder is read with `raw`.
     form: Form,
     sink: &'a mut dyn DiffSink,
@@ -91,6 +120,8 @@ struct Level {
     own: bool,
     /// Names that the folder does not have are the same as in the base.
     guided: bool,
+    /// Only candidates are looked at.
+    narrowed: bool,
     has_base: bool,
     tree: Option<OwnedFd>,
     /// The same directory in the view of the whole tree; only if `own` and needed.
@@ -175,6 +206,16 @@ impl Walk<'_> {
             }
             return Ok(());
         };
+        if let (Some(candidates), Some(before), true) = (self.candidates, &before, self.stack[top].narrowed)
+            && now.stat.st_ino == before.st_ino
+            && !candidates.is_foreign(now.stat.st_ino)
+            && !candidates.can_differ(now.stat.st_ino)
+        {
+            if is_dir(&now.stat) && candidates.on_the_way(now.stat.st_ino).is_some() {
+                self.push(path, now, true, false)?;
+            }
+            return Ok(());
+        }
         let change = match &before {
             None => Some(Change::Added),
             Some(before) if self.same(top, &name.name, &now, before).map_err(failed("compare", &path))? => {
@@ -273,6 +314,7 @@ impl Walk<'_> {
             stat: now.stat,
             own: now.own,
             guided: now.guided && has_base,
+            narrowed: self.is_narrowed(&now.stat) && has_base,
             has_base,
             tree: None,
             view: None,
@@ -301,7 +343,14 @@ impl Walk<'_> {
             level.base =
                 self.base.map(|base| open_dir(base, dot)).transpose().map_err(failed("open", &level.path))?;
         }
-        level.names = names(&level).map_err(failed("list", &level.path))?.into_iter();
+        let names = match self.candidates {
+            Some(candidates) if level.narrowed && !candidates.can_differ(level.stat.st_ino) => {
+                let names = candidates.on_the_way(level.stat.st_ino).unwrap_or_default();
+                Ok(names.into_iter().map(|name| Name { name, in_tree: true, in_base: true }).collect())
+            }
+            _ => names(&level),
+        };
+        level.names = names.map_err(failed("list", &level.path))?.into_iter();
         if level.names.len() > 0 {
             self.stack.push(level);
             if let Some(far) = self.stack.len().checked_sub(KEEP_OPEN + 1) {
@@ -309,6 +358,13 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether candidates are known for what is in the directory.
+    fn is_narrowed(&self, stat: &Stat) -> bool {
+        let above = self.stack.last().is_none_or(|level| level.narrowed);
+        let foreign = |c: &dyn Candidates| !self.stack.is_empty() && c.is_foreign(stat.st_ino);
+        self.candidates.is_some_and(|candidates| above && !foreign(candidates))
     }
 
     fn close_far(&mut self, at: usize) {

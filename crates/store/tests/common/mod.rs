@@ -7,6 +7,7 @@ use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use vellum_archive::compression::{Compression, Encoder};
 use vellum_store::*;
+use vellum_testkit::scratch::{Kind, Scratch, Unavailable};
 use vellum_types::{DiffId, Digest, ImageName};
 
 /// A layer's tar, written entry by entry.
@@ -172,23 +173,37 @@ pub fn pattern(length: usize) -> Vec<u8> {
 pub struct Place {
     pub dir: Option<tempfile::TempDir>,
     pub driver: String,
+    /// A file system of its own, for a driver that does not work on the machine's.
+    _scratch: Option<Scratch>,
 }
 
 impl Place {
     /// `None`, and a line that says so, when this machine cannot run the driver.
     pub fn new(test: &str, driver: &str) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let place = Self { dir: Some(dir), driver: driver.to_owned() };
+        let skip = |reason: &dyn std::fmt::Display| vellum_testkit::skip::record(test, &reason.to_string());
+        let scratch = match driver {
+            "btrfs" if rustix::process::geteuid().is_root() => match Scratch::new(Kind::Btrfs) {
+                Ok(scratch) => Some(scratch),
+                Err(Unavailable::Missing(reason)) => {
+                    skip(&reason);
+                    return None;
+                }
+                Err(error) => panic!("{error}"),
+            },
+            _ => None,
+        };
+        let dir = match &scratch {
+            Some(scratch) => tempfile::tempdir_in(scratch.path()),
+            None => tempfile::tempdir(),
+        };
+        let place = Self { dir: Some(dir.unwrap()), driver: driver.to_owned(), _scratch: scratch };
         let usable = Store::probe_drivers(&place.options())
             .unwrap()
             .into_iter()
             .find(|row| row.name == driver)
             .is_some_and(|row| row.probe.usable);
         if !rustix::process::geteuid().is_root() || !usable {
-            vellum_testkit::skip::record(
-                test,
-                &format!("the driver {driver} does not work here, or not without root"),
-            );
+            skip(&format!("the driver {driver} does not work here, or not without root"));
             return None;
         }
         Some(place)
@@ -223,6 +238,8 @@ impl Drop for Place {
         {
             let _ = writeln!(std::io::stderr(), "cannot take the store off: {}", told(&e));
         }
+        // Before the file system that it is on.
+        drop(self.dir.take());
     }
 }
 
@@ -237,8 +254,13 @@ pub fn told(error: &dyn std::error::Error) -> String {
     out
 }
 
+/// The file system that a driver is tried on, where any would do.
+pub fn place_of(driver: &str, usual: Kind) -> Kind {
+    if driver == "btrfs" { Kind::Btrfs } else { usual }
+}
+
 /// The drivers every test runs on.
-pub const DRIVERS: &[&str] = &["overlay", "vfs"];
+pub const DRIVERS: &[&str] = &["overlay", "vfs", "btrfs"];
 
 /// Nothing is wrong, and nothing is there that nobody needs.
 pub fn assert_clean(store: &Store) {
@@ -279,4 +301,21 @@ pub fn campaign(seconds: u64) -> (std::time::Duration, u64) {
 /// Tells what a campaign did. Seen with `--nocapture`.
 pub fn report(line: &str) {
     let _ = writeln!(std::io::stderr(), "CAMPAIGN {line}");
+}
+
+/// Does damage to what lies in a read-only subvolume too: what rots does not ask.
+pub fn unlocked(path: &Path, damage: impl FnOnce()) {
+    let set = |subvolume: &Path, locked| {
+        let open = std::fs::File::open(subvolume);
+        open.map(|open| vellum_sys::btrfs::set_read_only(open, locked).unwrap())
+    };
+    let is = |path: &&Path| {
+        let open = std::fs::File::open(path).ok();
+        open.is_some_and(|open| vellum_sys::btrfs::is_read_only(open).unwrap_or(false))
+    };
+    let subvolume = path.ancestors().find(is);
+    subvolume.iter().for_each(|subvolume| set(subvolume, false).unwrap());
+    damage();
+    // Unless it went with the damage.
+    subvolume.iter().for_each(|subvolume| drop(set(subvolume, true)));
 }

@@ -8,6 +8,7 @@ use crate::conformance::{Case, Lab, Outcome};
 use crate::tree::{Compare, Snapshot, Tree};
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use vellum_driver::{Ability, Changed, CreateSpec, Kind};
 use vellum_types::LayerId;
@@ -40,13 +41,27 @@ fn paths(folder: &Path, into: &mut BTreeSet<PathBuf>) -> std::io::Result<()> {
     Ok(())
 }
 
+/// All paths below a folder that are made and lost one by one: a folder on a device of its own, as btrfs's subvolumes are, is one with what is in it.
+fn parts(folder: &Path, into: &mut BTreeSet<PathBuf>) -> std::io::Result<()> {
+    let device = folder.metadata()?.dev();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let facts = path.symlink_metadata()?;
+        if facts.is_dir() && facts.dev() == device {
+            parts(&path, into)?;
+        }
+        into.insert(path);
+    }
+    Ok(())
+}
+
 /// Makes a layer, and tells what of the driver's home is its own: folders before what is in them.
 fn create(lab: &Lab<'_>, spec: &CreateSpec<'_>) -> Outcome<(LayerId, Vec<PathBuf>)> {
     let (mut before, mut after) = (BTreeSet::new(), BTreeSet::new());
-    paths(lab.driver().home(), &mut before)?;
+    parts(lab.driver().home(), &mut before)?;
     let id = lab.new_id()?;
     lab.driver().create(id, spec)?;
-    paths(lab.driver().home(), &mut after)?;
+    parts(lab.driver().home(), &mut after)?;
     Ok((id, after.difference(&before).cloned().collect()))
 }
 
@@ -112,7 +127,7 @@ fn complete_makes_all(lab: &Lab<'_>) -> Outcome {
         let (id, parts) = create(lab, &spec)?;
         for part in parts.iter().rev() {
             // The parts of a folder go before it.
-            if part.symlink_metadata()?.is_dir() { fs::remove_dir(part)? } else { fs::remove_file(part)? }
+            lose(part, 0)?;
         }
         complete(lab, id, &spec, Changed::Yes, &when)?;
         is_whole(lab, id, &spec, &tree, &when)?;

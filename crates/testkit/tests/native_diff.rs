@@ -1,4 +1,4 @@
-//! The native diff equals the generic one, whatever a container did.
+//! The native diff of each driver that has one equals the generic one, whatever a container did.
 
 use proptest::prelude::*;
 use std::fs;
@@ -8,10 +8,11 @@ use std::path::Path;
 use vellum_archive::XattrForm;
 use vellum_archive::target::{Joints, Meta};
 use vellum_driver::{
-    Change, CreateSpec, DiffEntry, DiffSink, Driver, DriverConfig, MountOptions, Result, Views, generic_diff,
+    Change, CreateSpec, DiffEntry, DiffSink, Driver, DriverConfig, Factory, MountOptions, Result, Views,
+    generic_diff,
 };
-use vellum_driver_overlay::Overlay;
 use vellum_mount::Mounter;
+use vellum_testkit::scratch::{Kind, Scratch};
 use vellum_testkit::skip;
 use vellum_types::LayerId;
 
@@ -176,18 +177,30 @@ impl DiffSink for Collect {
 }
 
 struct Stage {
-    driver: Overlay,
+    driver: Box<dyn Driver>,
     mounter: Mounter,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Stage {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    fn new(factory: &dyn Factory, place: &Path) -> Self {
+        let folder = tempfile::tempdir_in(place).unwrap();
         let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
-        let driver = Overlay::open(&folder.path().join("overlay"), config).unwrap();
+        let driver = factory.open(&folder.path().join("home"), config).unwrap();
         let mounter = Mounter::new(folder.path().join("run"), folder.path().join("mnt")).unwrap();
-        Self { driver, mounter, _folder: folder }
+        Self { driver, mounter, folder }
+    }
+
+    /// Takes the layers away as the driver does: what it keeps need not be removable otherwise.
+    fn end(self, layers: u32) {
+        let trash = self.folder.path().join("trash");
+        fs::create_dir(&trash).unwrap();
+        for n in 1..=layers {
+            let _ = self.driver.remove(id(n), &trash).unwrap();
+        }
+        for entry in fs::read_dir(&trash).unwrap() {
+            self.driver.purge(&entry.unwrap().path()).unwrap();
+        }
     }
 
     /// A layer in which this was done, on the layer before it.
@@ -203,10 +216,14 @@ impl Stage {
     }
 
     fn compare(&self, n: u32) -> std::result::Result<(), TestCaseError> {
-        let (base, views) = (LayerId::new(n - 1), &self.mounter as &dyn Views);
+        self.compare_with(n, n - 1)
+    }
+
+    fn compare_with(&self, n: u32, base: u32) -> std::result::Result<(), TestCaseError> {
+        let (base, views) = (LayerId::new(base), &self.mounter as &dyn Views);
         let (mut native, mut generic) = (Collect::default(), Collect::default());
         self.driver.diff(id(n), base, views, &mut native).unwrap();
-        generic_diff(&self.driver, id(n), base, views, &mut generic).unwrap();
+        generic_diff(&*self.driver, id(n), base, views, &mut generic).unwrap();
         prop_assert_eq!(native.0, generic.0);
         Ok(())
     }
@@ -216,15 +233,11 @@ fn id(n: u32) -> LayerId {
     LayerId::new(n).unwrap()
 }
 
-#[test]
-fn root_native_diff_equals_generic_diff() {
-    if !rustix::process::geteuid().is_root() {
-        skip!("it mounts overlays");
-    }
+fn equal(factory: &dyn Factory, place: &Path, cases: u32) {
     let some = |most| proptest::collection::vec(work(), 0..most);
-    let config = ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(base in some(25), middle in some(15), top in some(15))| {
-        let stage = Stage::new();
+        let stage = Stage::new(factory, place);
         for (n, work) in [(1, &base), (2, &middle), (3, &top)] {
             stage.layer(n, work);
             stage.compare(n)?;
@@ -232,5 +245,82 @@ fn root_native_diff_equals_generic_diff() {
             stage.compare(n)?;
         }
         prop_assert!(stage.driver.check(id(3)).unwrap().is_empty());
+        stage.end(3);
     });
+}
+
+#[test]
+fn root_native_diff_equals_generic_diff_on_overlay() {
+    if !rustix::process::geteuid().is_root() {
+        skip!("it mounts overlays");
+    }
+    equal(&vellum_driver_overlay::FACTORY, &std::env::temp_dir(), 48);
+}
+
+#[test]
+fn loop_native_diff_equals_generic_diff_on_btrfs() {
+    if !rustix::process::geteuid().is_root() {
+        skip!("it makes subvolumes");
+    }
+    let scratch = match Scratch::new(Kind::Btrfs) {
+        Ok(scratch) => scratch,
+        Err(error) => skip!("{error}"),
+    };
+    equal(&vellum_driver_btrfs::FACTORY, scratch.path(), 24);
+    scratch.close().unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Subvolumes that a container makes inside its root are seen, told, copied, committed and removed with what is in them.
+#[test]
+fn loop_subvolumes_inside_a_layer_are_kept_on_btrfs() {
+    if !rustix::process::geteuid().is_root() {
+        skip!("it makes subvolumes");
+    }
+    let scratch = match Scratch::new(Kind::Btrfs) {
+        Ok(scratch) => scratch,
+        Err(error) => skip!("{error}"),
+    };
+    let stage = Stage::new(&vellum_driver_btrfs::FACTORY, scratch.path());
+    stage.layer(1, &[Work::MakeDir(0, 0), Work::Write(0, 1, 3)]);
+    let _ = stage.driver.commit(id(1), None, &Joints::default()).unwrap();
+    let make = |n: u32| {
+        stage.driver.create(id(n), &CreateSpec { parent: LayerId::new(1), ..CreateSpec::default() }).unwrap();
+        let plan = stage.driver.mounts(id(n), &MountOptions::default()).unwrap();
+        let root = stage.mounter.acquire(id(n), &plan).unwrap();
+        let below = root.join("a");
+        let subvolume = |place: &Path, name: &str| {
+            vellum_sys::btrfs::create(fs::File::open(place).unwrap(), std::ffi::OsStr::new(name)).unwrap();
+            place.join(name)
+        };
+        let outer = subvolume(&below, "outer");
+        fs::write(outer.join("file"), "in the outer one").unwrap();
+        fs::create_dir(outer.join("dir")).unwrap();
+        let inner = subvolume(&outer.join("dir"), "inner");
+        fs::write(inner.join("file"), "in the inner one").unwrap();
+        let _ = stage.mounter.release(id(n)).unwrap();
+    };
+    let read = |n: u32| {
+        let plan =
+            stage.driver.mounts(id(n), &MountOptions { read_only: true, ..Default::default() }).unwrap();
+        let root = stage.mounter.acquire(id(n), &plan).unwrap();
+        let text = |path: &str| fs::read_to_string(root.join("a/outer").join(path)).unwrap();
+        let found = (text("file"), text("dir/inner/file"));
+        let _ = stage.mounter.release(id(n)).unwrap();
+        found
+    };
+    let whole = ("in the outer one".to_owned(), "in the inner one".to_owned());
+    make(2);
+    stage.compare_with(2, 1).unwrap();
+    stage.driver.copy(id(2), id(3)).unwrap();
+    assert_eq!(read(3), whole);
+    stage.compare_with(3, 1).unwrap();
+    let _ = stage.driver.commit(id(2), LayerId::new(1), &Joints::default()).unwrap();
+    assert_eq!(read(2), whole);
+    assert!(stage.driver.check(id(2)).unwrap().is_empty());
+    stage.driver.create(id(4), &CreateSpec { parent: LayerId::new(2), ..CreateSpec::default() }).unwrap();
+    assert_eq!(read(4), whole, "a child has what is in them");
+    // One that is removed with subvolumes inside.
+    make(5);
+    stage.end(5);
+    scratch.close().unwrap_or_else(|error| panic!("{error}"));
 }

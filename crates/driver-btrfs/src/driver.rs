@@ -1,0 +1,456 @@
+//! The trait's methods.
+
+use crate::changes::{self, Changes};
+use crate::subvolume;
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use vellum_archive::folder::{FolderOptions, FolderTarget, Style};
+use vellum_archive::target::{Joints, Target, Usage};
+use vellum_archive::tree::{self, Form};
+use vellum_driver::home::{self, Home, Record};
+use vellum_driver::{
+    Ability, Capabilities, Changed, CreateSpec, DiffSink, Driver, DriverConfig, Error, ErrorKind, Factory,
+    Kind, LayerInfo, MountOptions, MountPlan, Probe, ProbeEnvironment, Result, Support, Views, generic_diff,
+    narrowed_diff,
+};
+use vellum_sys::btrfs;
+use vellum_sys::file::open_folder;
+use vellum_sys::fsinfo::FileSystem;
+use vellum_types::LayerId;
+
+const TREE: &str = "tree";
+const SINCE: &str = "since";
+const RECORD: &str = "info";
+/// There is no limit but the caller's patience.
+const NO_LIMIT: u64 = LayerId::MAX as u64;
+
+/// Makes and probes the btrfs driver.
+#[derive(Debug, Clone, Copy)]
+pub struct BtrfsFactory;
+
+/// The btrfs driver, for a table of drivers.
+pub static FACTORY: BtrfsFactory = BtrfsFactory;
+
+impl Factory for BtrfsFactory {
+    fn name(&self) -> &'static str {
+        "btrfs"
+    }
+
+    fn summary(&self) -> &'static str {
+        "snapshots of btrfs subvolumes: first writes copy blocks, and changes are read off the file system's trees; containers share no page cache"
+    }
+
+    fn probe(&self, environment: &ProbeEnvironment<'_>) -> Probe {
+        let root = environment.root;
+        let file_system = FileSystem::at(root).map_or("unknown", |fs| fs.name);
+        let facts = vec![("backing file system".to_owned(), file_system.to_owned())];
+        let no = |reason: String, hint: &str| (false, reason, Some(hint.to_owned()));
+        let (usable, reason, hint) = if environment.rootless {
+            no(
+                "subvolumes are made and searched with privileges of the host".into(),
+                "run it as root, or use overlay",
+            )
+        } else if file_system != "btrfs" {
+            no(
+                format!("{} is on {file_system}, and the driver needs btrfs", root.display()),
+                "put the store on a btrfs file system",
+            )
+        } else {
+            match try_subvolume(root) {
+                Ok(()) => (
+                    true,
+                    format!("btrfs at {} makes snapshots and lets its trees be searched", root.display()),
+                    None,
+                ),
+                Err(error) => no(
+                    format!("{} does not let subvolumes be made and searched: {error}", root.display()),
+                    "it needs root with all privileges on the host",
+                ),
+            }
+        };
+        Probe { driver: self.name().into(), usable, reason, hint, facts }
+    }
+
+    fn open(&self, home: &Path, config: DriverConfig) -> Result<Box<dyn Driver>> {
+        Ok(Box::new(Btrfs::open(home, config)?))
+    }
+}
+
+/// Makes a subvolume, looks into it and removes it.
+fn try_subvolume(root: &Path) -> std::io::Result<()> {
+    let folder = open_folder(rustix::fs::CWD, root)?;
+    let random = vellum_sys::random::bytes::<8>()?;
+    let name = format!(".probe-{:016x}", u64::from_le_bytes(random));
+    btrfs::create(&folder, OsStr::new(&name))?;
+    let looked = tree::open_dir(folder.as_fd(), OsStr::new(&name))
+        .and_then(|made| changes::usage_since(made.as_fd(), 0).map(drop));
+    btrfs::destroy(&folder, OsStr::new(&name))?;
+    looked
+}
+
+/// The btrfs driver. See the crate's documentation.
+#[derive(Debug)]
+pub struct Btrfs {
+    home: Home,
+    config: DriverConfig,
+    capabilities: Capabilities,
+}
+
+impl Btrfs {
+    /// Opens, and makes if need be, the driver's home.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`]: it is not on btrfs; the file system's.
+    pub fn open(path: &Path, config: DriverConfig) -> Result<Self> {
+        let home = Home::open(path, "btrfs", RECORD)?;
+        let on = FileSystem::of(home.dir()).map_err(|error| Error::system("look at the home", error))?;
+        if on.name != "btrfs" {
+            let reason = format!("{} is on {}", path.display(), on.name);
+            return Err(Error::new(ErrorKind::Unsupported, "use the driver btrfs", reason)
+                .hint("put the store on a btrfs file system"));
+        }
+        Ok(Self { home, config, capabilities: capabilities() })
+    }
+
+    /// Makes the layer's tree: a snapshot, or an empty subvolume. `since` when it is of a layer with the same parent.
+    fn make_tree(
+        &self,
+        id: LayerId,
+        folder: &OwnedFd,
+        source: Option<LayerId>,
+        since: Option<u64>,
+    ) -> Result<()> {
+        let failed = |error: std::io::Error| Error::system("make the subvolume", error).layer(id);
+        let name = OsStr::new(TREE);
+        match source {
+            Some(source) => btrfs::snapshot(self.home.open_part(source, TREE)?, folder, name),
+            None => btrfs::create(folder, name),
+        }
+        .map_err(failed)?;
+        let made = tree::open_dir(folder.as_fd(), name).map_err(failed)?;
+        if source.is_none() {
+            rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755)).map_err(|error| failed(error.into()))?;
+        }
+        let since = match since {
+            Some(since) => since,
+            None => first_own_generation(&made, source.is_some()).map_err(failed)?,
+        };
+        self.write_since(folder, since).map_err(failed)
+    }
+
+    fn write_since(&self, folder: &OwnedFd, since: u64) -> std::io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(folder, SINCE, flags, Mode::RUSR | Mode::WUSR)?;
+        std::fs::File::from(file).write_all(format!("{since}\n").as_bytes())
+    }
+
+    /// From which generation on the layer differs from its parent; `None` where that is not known: a power cut took it.
+    fn since(&self, id: LayerId) -> Result<Option<u64>> {
+        let failed = |error: std::io::Error| Error::system("read when it was made", error).layer(id);
+        let Some(folder) = self.home.folder(id)? else { return Ok(None) };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let mut text = String::new();
+        match rustix::fs::openat(&folder, SINCE, flags, Mode::empty()) {
+            Ok(file) => std::fs::File::from(file).take(64).read_to_string(&mut text).map_err(failed)?,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(failed(error.into())),
+        };
+        Ok(text.strip_suffix('\n').and_then(|text| text.parse().ok()))
+    }
+
+    /// Takes back what could not be made.
+    fn take_back(&self, id: LayerId) {
+        if let Ok(Some(folder)) = self.home.folder(id) {
+            let _ = subvolume::delete(folder.as_fd(), OsStr::new(TREE));
+        }
+        self.home.take_back(id);
+    }
+
+    fn record_of(&self, spec: &CreateSpec<'_>) -> Result<Record> {
+        let mut chain = self.home.chain_on("create", spec.parent, NO_LIMIT)?;
+        chain.truncate(1);
+        let kind = if spec.view { Kind::View } else { Kind::Active };
+        Ok(Record { kind, chain, hidden: 0, nested: false })
+    }
+
+    /// Whose `tree` the layer's tree is.
+    fn tree_of(&self, id: LayerId, record: &Record) -> LayerId {
+        match record.kind {
+            Kind::View => record.chain.first().copied().unwrap_or(id),
+            Kind::Active | Kind::Committed => id,
+        }
+    }
+}
+
+/// The generation from which on what is written to a new tree is its own. A snapshot is made while a transaction is committed, so all that is of that
+/// generation is the parent's, and the first change comes in the next.
+fn first_own_generation(tree: &OwnedFd, is_snapshot: bool) -> std::io::Result<u64> {
+    Ok(if is_snapshot { btrfs::info(tree)?.made + 1 } else { 0 })
+}
+
+fn capabilities() -> Capabilities {
+    let whole = "every layer is a whole tree, whose blocks are shared";
+    Capabilities::new()
+        .with(Ability::InstantCreate, Support::Yes, "a snapshot costs the same whatever the tree's size")
+        .with(Ability::NativeDiff, Support::Yes, "changes are read off the file system's trees")
+        .with(Ability::Quota, Support::No, "quota groups are not used")
+        .with(Ability::Reflink, Support::Yes, "btrfs shares blocks")
+        .with(Ability::Rootless, Support::No, "subvolumes are searched with privileges of the host")
+        .with(Ability::MaxLayers, Support::Limit(NO_LIMIT), "a mount is one subvolume however long the chain")
+        .with(Ability::SharesPageCache, Support::No, "each snapshot has inodes of its own")
+        .with(Ability::ParallelUnpack, Support::No, "a layer's tree begins as a snapshot of its parent's")
+        .with(Ability::ClassicMounts, Support::Yes, "a tree is one bind mount")
+        .with(Ability::MetadataOnlyCopyUp, Support::Yes, whole)
+        .with(Ability::DirectoryRename, Support::Yes, whole)
+        .with(Ability::Volatile, Support::No, "a bind mount has no such option")
+        .with(Ability::NestedWhiteouts, Support::Yes, "the device 0:0 is a node like others")
+}
+
+impl Driver for Btrfs {
+    fn name(&self) -> &'static str {
+        "btrfs"
+    }
+
+    fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    fn config(&self) -> DriverConfig {
+        self.config
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn status(&self) -> Result<Vec<(String, String)>> {
+        let backing =
+            FileSystem::of(self.home.dir()).map_err(|error| Error::system("look at the home", error))?;
+        Ok(vec![
+            ("Backing Filesystem".into(), backing.name.into()),
+            ("Supports reflink".into(), self.capabilities.has(Ability::Reflink).to_string()),
+        ])
+    }
+
+    fn create(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()> {
+        if let Some((name, _)) = spec.options.first() {
+            let reason = format!("btrfs has no storage option '{}'", name.escape_debug());
+            return Err(Error::new(ErrorKind::Unsupported, "create", reason).layer(id));
+        }
+        let record = self.record_of(spec)?;
+        if spec.view && spec.parent.is_none() {
+            return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));
+        }
+        let folder = self.home.make(id)?;
+        let made = if spec.view { Ok(()) } else { self.make_tree(id, &folder, spec.parent, None) };
+        made.and_then(|()| self.home.write_record(id, &record)).inspect_err(|_| self.take_back(id))
+    }
+
+    fn complete(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<Changed> {
+        let Some(folder) = self.home.folder(id)? else {
+            self.create(id, spec)?;
+            return Ok(Changed::Yes);
+        };
+        let record = self.record_of(spec)?;
+        let mut changed = Changed::No;
+        if !spec.view && self.home.open_part(id, TREE).is_err() {
+            // What is of another tree does not count for this one.
+            match rustix::fs::unlinkat(&folder, SINCE, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(Error::system("complete", error).layer(id)),
+            }
+            self.make_tree(id, &folder, spec.parent, None)?;
+            changed = Changed::Yes;
+        }
+        if !spec.view && self.since(id)?.is_none() {
+            let failed = |error: std::io::Error| Error::system("complete", error).layer(id);
+            let tree = self.home.open_part(id, TREE)?;
+            let since = first_own_generation(&tree, spec.parent.is_some()).map_err(failed)?;
+            self.write_since(&folder, since).map_err(failed)?;
+            changed = Changed::Yes;
+        }
+        if !matches!(self.home.record(id), Ok(Some(_))) {
+            self.home.write_record(id, &record)?;
+            changed = Changed::Yes;
+        }
+        Ok(changed)
+    }
+
+    fn target(&self, id: LayerId) -> Result<Box<dyn Target>> {
+        self.home.active("unpack", id)?;
+        let options = FolderOptions {
+            style: Style::Apply,
+            xattrs: self.config.xattrs,
+            rootless: self.config.rootless,
+            nested: false,
+        };
+        let target = FolderTarget::new(self.home.open_part(id, TREE)?, options)
+            .map_err(|error| Error::system("unpack", error).layer(id))?;
+        Ok(Box::new(target))
+    }
+
+    fn commit(&self, id: LayerId, parent: Option<LayerId>, joints: &Joints) -> Result<Changed> {
+        let Some(record) = self.home.to_commit(id, parent, false)? else { return Ok(Changed::No) };
+        self.home.chain_on("commit", parent, NO_LIMIT)?;
+        if let Some((link, existing)) = joints.links.first() {
+            let reason = format!("{link} links to {existing}, and no layer below has that file");
+            return Err(Error::new(ErrorKind::Invalid, "commit", reason).layer(id));
+        }
+        let tree = self.home.open_part(id, TREE)?;
+        subvolume::flatten(tree.as_fd()).map_err(|error| error.layer(id))?;
+        btrfs::set_read_only(&tree, true).map_err(|error| Error::system("commit", error).layer(id))?;
+        self.home.write_record(id, &Record { kind: Kind::Committed, ..record })?;
+        Ok(Changed::Yes)
+    }
+
+    fn copy(&self, from: LayerId, to: LayerId) -> Result<()> {
+        let record = self.home.active("copy", from)?;
+        let since = self.since(from)?;
+        let folder = self.home.make(to)?;
+        let copied = (|| {
+            self.make_tree(to, &folder, Some(from), since)?;
+            let (source, copy) = (self.home.open_part(from, TREE)?, self.home.open_part(to, TREE)?);
+            subvolume::fill(source.as_fd(), copy.as_fd()).map_err(|error| error.layer(to))?;
+            if since.is_none() {
+                let gone = rustix::fs::unlinkat(&folder, SINCE, AtFlags::empty());
+                gone.map_err(|error| Error::system("copy", error).layer(to))?;
+            }
+            self.home.write_record(to, &record)
+        })();
+        copied.inspect_err(|_| self.take_back(to))
+    }
+
+    fn remove(&self, id: LayerId, trash: &Path) -> Result<Changed> {
+        match self.home.remove(id, trash) {
+            // A disk too full for a new name: the subvolume itself goes here and now, and makes room.
+            Err(error) if error.kind != ErrorKind::InUse => {
+                let Some(folder) = self.home.folder(id)? else { return Err(error) };
+                subvolume::delete(folder.as_fd(), OsStr::new(TREE)).map_err(|error| error.layer(id))?;
+                self.home.remove(id, trash)
+            }
+            result => result,
+        }
+    }
+
+    fn rename(&self, from: LayerId, to: LayerId) -> Result<Changed> {
+        self.home.rename(from, to)
+    }
+
+    fn purge(&self, trashed: &Path) -> Result<()> {
+        match open_folder(rustix::fs::CWD, trashed) {
+            Ok(folder) => subvolume::delete(folder.as_fd(), OsStr::new(TREE))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                return Err(Error::system(format!("delete {}", trashed.display()), error));
+            }
+        }
+        home::purge(trashed)
+    }
+
+    fn mounts(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan> {
+        let record = self.home.must("mount", id)?;
+        if options.label.is_some() {
+            let reason = "a bind mount has the labels of its files and no SELinux context of its own";
+            return Err(Error::new(ErrorKind::Unsupported, "mount with a label", reason).layer(id));
+        }
+        let writable = record.kind == Kind::Active && !options.read_only;
+        Ok(MountPlan::bind(self.home.part(self.tree_of(id, &record), TREE), !writable))
+    }
+
+    fn stat(&self, id: LayerId) -> Result<Option<LayerInfo>> {
+        Ok(self.home.record(id)?.map(|record| record.info(id)))
+    }
+
+    fn walk(&self, visit: &mut dyn FnMut(LayerId, Result<LayerInfo>) -> Result<()>) -> Result<()> {
+        self.home.walk(visit)
+    }
+
+    fn metadata(&self, id: LayerId) -> Result<Vec<(String, String)>> {
+        let record = self.home.must("inspect", id)?;
+        let tree = self.home.part(self.tree_of(id, &record), TREE);
+        Ok(vec![("Dir".into(), tree.display().to_string())])
+    }
+
+    fn as_dyn(&self) -> &dyn Driver {
+        self
+    }
+
+    fn diff(
+        &self,
+        id: LayerId,
+        base: Option<LayerId>,
+        views: &dyn Views,
+        sink: &mut dyn DiffSink,
+    ) -> Result<()> {
+        let record = self.home.must("diff", id)?;
+        let parent = base.filter(|base| record.chain.first() == Some(base) && record.kind != Kind::View);
+        let (Some(parent), Some(since)) = (parent, self.since(id)?) else {
+            return generic_diff(self, id, base, views, sink);
+        };
+        let (own, base) = (self.home.open_part(id, TREE)?, self.home.open_part(parent, TREE)?);
+        let changes = Changes::since(own.as_fd(), since)
+            .map_err(|error| Error::system("read off what changed", error).layer(id))?;
+        let form = Form { xattrs: self.config.xattrs, rootless: self.config.rootless, raw: false };
+        narrowed_diff(own.as_fd(), base.as_fd(), &changes, form, sink).map_err(|error| error.layer(id))
+    }
+
+    fn usage(&self, id: LayerId) -> Result<Usage> {
+        if self.home.must("measure", id)?.kind == Kind::View {
+            return Ok(Usage::default());
+        }
+        let tree = self.home.open_part(id, TREE)?;
+        let since = self.since(id)?.unwrap_or(0);
+        let measured = || {
+            let mut usage = changes::usage_since(tree.as_fd(), since)?;
+            for inner in subvolume::roots_inside(tree.as_fd())? {
+                let own = changes::usage_since(inner.as_fd(), 0)?;
+                usage = Usage { bytes: usage.bytes + own.bytes, inodes: usage.inodes + own.inodes };
+            }
+            Ok(usage)
+        };
+        measured().map_err(|error: std::io::Error| Error::system("measure", error).layer(id))
+    }
+
+    fn sync(&self, id: LayerId) -> Result<()> {
+        if self.home.must("sync", id)?.kind == Kind::View {
+            return self.home.sync(id);
+        }
+        // One transaction of the file system has the subvolume and the files beside it.
+        let tree = self.home.open_part(id, TREE)?;
+        btrfs::sync(&tree).map_err(|error| Error::system("sync", error).layer(id))
+    }
+
+    fn check(&self, id: LayerId) -> Result<Vec<String>> {
+        let record = self.home.must("check", id)?;
+        let mut findings = Vec::new();
+        if let Some(parent) = record.chain.first() {
+            match self.home.record(*parent) {
+                Ok(Some(below)) if below.kind == Kind::Committed => {}
+                Ok(Some(_)) => findings.push(format!("its parent {parent} is not committed")),
+                Ok(None) => findings.push(format!("its parent {parent} is missing")),
+                Err(error) if error.kind == ErrorKind::Damaged => {
+                    findings.push(format!("its parent {parent} is damaged"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match self.home.open_part(self.tree_of(id, &record), TREE) {
+            Ok(tree) => match btrfs::is_read_only(&tree) {
+                Err(_) => findings.push("its tree is no subvolume".into()),
+                Ok(false) if record.kind == Kind::Committed => {
+                    findings.push("its subvolume can be written, and it is committed".into());
+                }
+                Ok(_) => {}
+            },
+            Err(error) if matches!(error.kind, ErrorKind::Damaged | ErrorKind::NotFound) => {
+                findings.push("its tree is missing".into());
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(findings)
+    }
+}

@@ -1,0 +1,48 @@
+//! The btrfs driver: a layer is a subvolume, and its children are snapshots of it. First writes copy blocks and not files, a container is there at once
+//! whatever its image's size, and what it changed is read off the file system's own trees.
+//!
+//! # On disk
+//!
+//! ```text
+//!   HOME/            0700, on btrfs
+//!     <id>/          0700, a layer
+//!       tree/        a subvolume: its whole tree; read-only when it is committed
+//!       since        the generation from which on `tree` differs from the parent's, as a decimal number
+//!       info         `active c`: what the layer is, and its parent
+//! ```
+//!
+//! A view has no `tree`: it is a read-only look at its parent's.
+//!
+//! **Lock rule**: the caller holds the lock of the layer that a call is about; parents are committed and do not change.
+//!
+//! # Algorithms
+//!
+//! *create*: 1. make `<id>` (who makes it owns the id); 2. snapshot the parent's `tree`, or make an empty subvolume; 3. write `since` (the generation
+//! after that in which the snapshot was made) and `info`: the layer is there. *commit*: subvolumes that were made inside become folders (below); the read-only flag is set;
+//! `info` is replaced. *copy*: a snapshot, which has the `since` of what it is of. *remove*: rename `<id>` into the trash. *purge*: the subvolumes inside of
+//! `tree` are destroyed, the innermost first, then `tree`, then the folder; the kernel gives the space back in the background.
+//!
+//! *diff* to the parent (module `changes`): the file system is synced; then the tree of `tree` is searched for inodes that were written since `since` (the kernel skips
+//! whole branches that are older), names lead from each up to the root, and only these folders are walked. Costs what changed. To any other base both trees
+//! are walked.
+//!
+//! *usage* is counted in the same search: extents that were written since, each once, and inodes that were made since.
+//!
+//! # Subvolumes inside
+//!
+//! A container with privileges can make subvolumes in its root (docker in docker does). A snapshot would show them as empty folders, so what is in them would be lost
+//! to children, copies and commits. They are found in the tree of roots; a commit puts a folder with the same content (by reflink) in their place, and a
+//! copy does so in the copy. Removal destroys them.
+//!
+//! # What can go wrong
+//!
+//! - *A power cut after create*: the snapshot is durable when the ioctl returns, the record may be lost: [`Driver::complete`](vellum_driver::Driver::complete) keeps the tree
+//!   and writes it again. Without `since` the diff walks both trees.
+//! - *Containers share no page cache*: each snapshot has inodes of its own. That is the price of this driver.
+//! - The ioctls need privileges of the host: a user's own store cannot use this driver.
+
+mod changes;
+mod driver;
+mod subvolume;
+
+pub use driver::{Btrfs, BtrfsFactory, FACTORY};
