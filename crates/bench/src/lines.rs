@@ -3,6 +3,7 @@
 mod docker;
 mod life;
 mod load;
+mod serve;
 mod within;
 
 use crate::run::{Cost, Error, measure};
@@ -35,6 +36,9 @@ pub(crate) const ALL: &[Line] = &[
     Line { name: "remove", measure: life::remove },
     Line { name: "docker build", measure: docker::build },
     Line { name: "first write to 1 GiB", measure: life::first_write },
+    Line { name: "containerd's socket", measure: serve::socket },
+    Line { name: "docker 28 builds", measure: serve::docker },
+    Line { name: "containerd 2 unpacks", measure: serve::unpack },
 ];
 
 /// What a figure should be.

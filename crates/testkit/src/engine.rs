@@ -18,8 +18,11 @@ pub fn no_shell() -> Option<String> {
     (!Path::new(BUSYBOX.1).exists()).then(|| "no static busybox (package busybox-static)".into())
 }
 
-/// The scripts.
-fn scripts() -> PathBuf {
+/// The name of [`shell_image`], and of whatever else the scripts take.
+pub const IMAGE: &str = "docker.io/library/life:test";
+
+/// Where the scripts are.
+pub fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("engines")
 }
 

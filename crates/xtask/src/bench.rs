@@ -1,6 +1,6 @@
 //! The benchmark.
 
-use crate::image::{Kind, build};
+use crate::image::{Kind, build, peers};
 use crate::packages;
 use crate::run::{Error, cargo, run, target};
 use std::ffi::OsStr;
@@ -10,6 +10,9 @@ use std::process::Command;
 pub(crate) fn bench(arguments: &[String]) -> Result<(), Error> {
     packages::install(packages::TEST)?;
     packages::install(packages::BENCH)?;
+    if let Err(error) = peers() {
+        eprintln!("no later container engines: {error}");
+    }
     cargo(&["build", "--release", "--package", "vellum-cli", "--package", "vellum-bench"])?;
     let images =
         [("--real", build(Kind::Real)?), ("--deep", build(Kind::Deep)?), ("--wide", build(Kind::Wide)?)];
