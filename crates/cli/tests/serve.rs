@@ -117,7 +117,7 @@ fn root_sockets_come_from_the_service_manager() {
     let request =
         "POST /Plugin.Activate HTTP/1.1\r\nHost: \r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     let answer = ask(UnixStream::connect(&socket).unwrap(), request);
-    assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+    assert!(answer.contains("GraphDriver"), "{answer}");
     assert_eq!(server.end(rustix::process::Signal::TERM), Some(0));
     assert!(socket.exists(), "the service manager's socket stays");
 }
