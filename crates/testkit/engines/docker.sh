@@ -80,6 +80,12 @@ write_context
 build
 says 'first second 10' docker run --rm --network host built:1 sh -c 'echo $(cat /a /b) $E10'
 
+# BuildKit reads what a step changed out of the snapshot's own folder: a changed owner must not cost a file its data.
+printf 'FROM life:test\nRUN busybox chown 7:7 /layer-2 && mv /d2 /d3\n' >context/Dockerfile.run
+docker build --no-cache --quiet --network host --tag built:2 --file context/Dockerfile.run context >build.out 2>&1 ||
+    fail "build: $(cat build.out)"
+says '7 two in' docker run --rm --network host built:2 sh -c 'echo $(busybox stat -c %u /layer-2) $(cat /layer-2 /d3/inside)'
+
 if [ "$runs" -gt 0 ]; then
     for n in $(seq "$runs"); do
         timed_build >>build-vellum.ms
