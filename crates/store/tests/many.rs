@@ -98,7 +98,7 @@ fn crowd(test: &str, driver: &str) {
     let dir = place.dir.as_ref().unwrap().path().to_owned();
     drop(place.open());
     let (duration, seed) = campaign(5);
-    let processes = if duration.as_secs() > 60 { CROWD } else { PROCESSES };
+    let processes = if duration.as_secs() >= 60 { CROWD } else { PROCESSES };
     let children: Vec<_> = (0..processes)
         .map(|seed| {
             Command::new(std::env::current_exe().unwrap())
