@@ -204,9 +204,13 @@ fn root_check_and_rebuild_know_dockers_layers() {
         assert_eq!(graph.create(&ids[1], None, &[]).unwrap_err().code(), Code::Exists);
         // A file of an applied layer goes bad.
         let layer = store.snapshots("docker").stat(&ids[1]).unwrap().layer;
-        let part = if *driver == "vfs" { "dir" } else { "diff" };
+        let part = match *driver {
+            "vfs" => "dir",
+            "btrfs" => "tree",
+            _ => "diff",
+        };
         let file = place.root().join(driver).join(layer.to_string()).join(part).join("usr/x");
-        std::fs::write(&file, b"bad").unwrap();
+        unlocked(&file, || std::fs::write(&file, b"bad").unwrap());
         let findings = store.check(false, &Silent).unwrap();
         assert!(findings.iter().any(|finding| finding.id == "VLM-L004"), "{findings:#?}");
         let mut tar = Vec::new();

@@ -58,23 +58,18 @@ impl Graph<'_> {
 
     /// Whether nothing was written to the layer since it was made.
     fn is_empty(&self, held: &super::Held) -> Result<bool> {
-        let instant = held.driver.capabilities().has(Ability::InstantCreate);
-        match (instant, held.layer.fresh) {
-            // Only recorded so far.
-            (false, true) => Ok(true),
-            (true, _) => {
-                self.store().make_whole(held.layer.id)?;
-                Ok(held.driver.usage(held.layer.id)?.inodes <= 1)
+        let store = self.store();
+        if held.layer.fresh {
+            if !held.driver.capabilities().has(Ability::InstantCreate) {
+                // Only recorded so far.
+                return Ok(true);
             }
-            // A copy of its parent: the only way to know is to compare.
-            (false, false) => {
-                let mut changes = vellum_driver::sinks::Changes::default();
-                let _reading = self.store().reading_layers()?;
-                let (layer, parent) = (held.layer.id, held.layer.parent);
-                held.driver.diff(layer, parent, &self.store().mounter, &mut changes)?;
-                Ok(changes.0.is_empty())
-            }
+            store.make_whole(held.layer.id)?;
         }
+        let mut changes = vellum_driver::sinks::Changes::default();
+        let _reading = store.reading_layers()?;
+        held.driver.diff(held.layer.id, held.layer.parent, &store.mounter, &mut changes)?;
+        Ok(changes.0.is_empty())
     }
 
     /// One transaction gives docker's layer its content.
