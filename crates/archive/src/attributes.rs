@@ -52,8 +52,12 @@ impl XattrForm {
 /// for its own; `None` where no overlayfs looks at the folder.
 pub fn escape(name: &[u8], overlay: Option<XattrForm>) -> Option<Vec<u8>> {
     let swap = |from: &[u8], to: &[u8]| name.strip_prefix(from).map(|rest| [to, rest].concat());
-    swap(VELLUM, VELLUM_ESCAPED)
-        .or_else(|| overlay.and_then(|form| swap(form.prefix(), form.escaped_prefix())))
+    swap(VELLUM, VELLUM_ESCAPED).or_else(|| overlay.and_then(|form| escape_overlay(name, form)))
+}
+
+/// What overlayfs shows under this name, where it would otherwise take it for its own; `None` for names that mean nothing to it.
+pub fn escape_overlay(name: &[u8], form: XattrForm) -> Option<Vec<u8>> {
+    name.strip_prefix(form.prefix()).map(|rest| [form.escaped_prefix(), rest].concat())
 }
 
 /// What an attribute on disk means.
@@ -171,6 +175,22 @@ impl At<'_> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// All attributes of an entry of a directory (`.` for the directory itself), sorted, by the names that they have on disk.
+///
+/// # Errors
+/// The file system's.
+pub fn all(dir: impl AsFd, name: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let at = At::Entry(dir.as_fd(), name);
+    let mut found = Vec::new();
+    for name in at.names()? {
+        // One that is gone meanwhile was not there.
+        if let Some(value) = at.get(&name)? {
+            found.push((name, value));
+        }
+    }
+    Ok(found)
 }
 
 /// Whether the open directory carries the opaque mark.

@@ -67,21 +67,49 @@ pub fn is_marked(dir: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(At::Open(dir).get(KEPT)?.is_some())
 }
 
+/// The same for attributes in memory, by their names in a layer's own folder, sorted: of a file that stands for a device 0:0, or of a directory
+/// that has such files.
+pub fn mark_in(xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>, form: XattrForm, directory: bool) {
+    let (mark, value) = if directory { ("opaque", DIRECTORY) } else { ("whiteout", &b"y"[..]) };
+    let find = |xattrs: &[(Vec<u8>, Vec<u8>)], name: &[u8]| xattrs.iter().position(|(own, _)| own == name);
+    let mut listed = find(xattrs, KEPT).map(|at| xattrs.remove(at).1).unwrap_or_default();
+    for (name, disk) in names(form, mark) {
+        if find(xattrs, &disk).is_none() {
+            xattrs.push((disk, value.to_vec()));
+            list(&mut listed, &name);
+        }
+    }
+    xattrs.push((KEPT.to_vec(), listed));
+    xattrs.sort_unstable();
+}
+
 fn mark(at: At<'_>, form: XattrForm, mark: &str, value: &[u8]) -> io::Result<()> {
     let mut listed = at.get(KEPT)?.unwrap_or_default();
-    for name in shown(form, mark) {
-        let disk = escape(name.as_bytes(), Some(form)).unwrap_or_else(|| name.clone().into_bytes());
+    for (name, disk) in names(form, mark) {
         if at.get(&disk)?.is_none() {
             at.set(&disk, value)?;
-            if !lists(&listed, name.as_bytes()) {
-                if !listed.is_empty() {
-                    listed.push(b' ');
-                }
-                listed.extend_from_slice(name.as_bytes());
-            }
+            list(&mut listed, &name);
         }
     }
     at.set(KEPT, &listed)
+}
+
+/// What a mark is called in a mounted view, and in the layer's own folder.
+fn names(form: XattrForm, mark: &str) -> impl Iterator<Item = (String, Vec<u8>)> {
+    shown(form, mark).into_iter().map(move |name| {
+        let disk = escape(name.as_bytes(), Some(form)).unwrap_or_else(|| name.clone().into_bytes());
+        (name, disk)
+    })
+}
+
+/// Adds an attribute to the list of those that are not the layer's own.
+fn list(listed: &mut Vec<u8>, name: &str) {
+    if !lists(listed, name.as_bytes()) {
+        if !listed.is_empty() {
+            listed.push(b' ');
+        }
+        listed.extend_from_slice(name.as_bytes());
+    }
 }
 
 fn lists(listed: &[u8], name: &[u8]) -> bool {

@@ -87,7 +87,7 @@ impl LayerPath {
     }
 
     /// The range of the paths below this one, which is not the root, in their order.
-    pub(crate) fn below(&self) -> std::ops::Range<LayerPath> {
+    pub fn below(&self) -> std::ops::Range<LayerPath> {
         let bound = |byte: u8| LayerPath([&self.0[..], &[byte]].concat());
         // The byte after the slash ends it.
         bound(b'/')..bound(b'/' + 1)

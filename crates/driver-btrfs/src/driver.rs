@@ -72,7 +72,7 @@ impl Factory for BtrfsFactory {
                 ),
             }
         };
-        Probe { driver: self.name().into(), usable, reason, hint, facts }
+        Probe { driver: self.name().into(), usable, works_fully: usable, reason, hint, facts }
     }
 
     fn open(&self, home: &Path, config: DriverConfig) -> Result<Box<dyn Driver>> {
@@ -206,6 +206,7 @@ fn capabilities() -> Capabilities {
         .with(Ability::ClassicMounts, Support::Yes, "a tree is one bind mount")
         .with(Ability::MetadataOnlyCopyUp, Support::Yes, whole)
         .with(Ability::DirectoryRename, Support::Yes, whole)
+        .with(Ability::AclOfLowerFile, Support::Yes, whole)
         .with(Ability::Volatile, Support::No, "a bind mount has no such option")
         .with(Ability::NestedWhiteouts, Support::Yes, "the device 0:0 is a node like others")
 }
@@ -340,15 +341,15 @@ impl Driver for Btrfs {
         self.home.rename(from, to)
     }
 
-    fn purge(&self, trashed: &Path) -> Result<()> {
+    fn purge(&self, trashed: &Path) -> Result<Vec<LayerId>> {
         match open_folder(rustix::fs::CWD, trashed) {
             Ok(folder) => subvolume::delete(folder.as_fd(), OsStr::new(TREE))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => {
                 return Err(Error::system(format!("delete {}", trashed.display()), error));
             }
         }
-        home::purge(trashed)
+        home::purge(trashed).map(|()| Vec::new())
     }
 
     fn mounts(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan> {

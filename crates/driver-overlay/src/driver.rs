@@ -1,12 +1,9 @@
 //! The trait's methods.
 
-use crate::features::Features;
-use crate::guide::UpperGuide;
 use crate::joints;
 use crate::lowers::Lowers;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
-use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,6 +19,8 @@ use vellum_driver::{
     LayerInfo, Mount, MountOption, MountOptions, MountPlan, MountSource, PathRef, Result, Support, Views,
     generic_diff, guided_diff,
 };
+use vellum_overlayfs::Features;
+use vellum_overlayfs::UpperGuide;
 use vellum_sys::file::ensure_folder;
 use vellum_sys::fsinfo::FileSystem;
 use vellum_types::LayerId;
@@ -210,6 +209,11 @@ fn capabilities(features: &Features, config: DriverConfig) -> Capabilities {
             support(features.rename_directory),
             if user { upper_only } else { "redirect_dir, as probed" },
         )
+        .with(
+            Ability::AclOfLowerFile,
+            Support::Yes,
+            "the layers below lie on a file system that can be written",
+        )
         .with(Ability::Volatile, support(features.volatile), "the mount option volatile, as probed")
         .with(
             Ability::NestedWhiteouts,
@@ -386,8 +390,8 @@ impl Driver for Overlay {
         }
     }
 
-    fn purge(&self, trashed: &Path) -> Result<()> {
-        home::purge(trashed)
+    fn purge(&self, trashed: &Path) -> Result<Vec<LayerId>> {
+        home::purge(trashed).map(|()| Vec::new())
     }
 
     fn mounts(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan> {
@@ -467,12 +471,7 @@ impl Driver for Overlay {
         let read_only = MountOptions { read_only: true, ..MountOptions::default() };
         let own = self.home.open_part(id, "diff")?;
         let base = base.map(|base| views.view(&self.mounts(base, &read_only)?)).transpose()?;
-        let guide = UpperGuide {
-            form: self.config.xattrs,
-            views,
-            plan: self.mounts(id, &read_only)?,
-            view: OnceCell::new(),
-        };
+        let guide = UpperGuide::new(self.config.xattrs, views, self.mounts(id, &read_only)?);
         let form = Form { raw: false, ..self.form() };
         guided_diff(own.as_fd(), base.as_ref().map(|base| base.root()), &guide, form, sink)
             .map_err(|error| error.layer(id))

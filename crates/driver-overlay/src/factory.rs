@@ -1,10 +1,10 @@
 //! Probing and opening the driver.
 
 use crate::Overlay;
-use crate::features::{Features, probe_below};
 use std::path::Path;
 use vellum_archive::XattrForm;
 use vellum_driver::{Driver, DriverConfig, Factory, Probe, ProbeEnvironment, Result};
+use vellum_overlayfs::{Features, probe_below};
 use vellum_sys::fsinfo::FileSystem;
 
 /// Makes and probes the overlay driver.
@@ -34,6 +34,7 @@ impl Factory for OverlayFactory {
         let mut probe = Probe {
             driver: self.name().into(),
             usable: false,
+            works_fully: false,
             reason: String::new(),
             hint: None,
             facts: vec![("backing file system".into(), file_system.into())],
@@ -46,6 +47,7 @@ impl Factory for OverlayFactory {
             Ok(Features { refused: Some((reason, hint)), .. }) => (probe.reason, probe.hint) = (reason, hint),
             Ok(features) => {
                 probe.usable = true;
+                probe.works_fully = true;
                 probe.reason = format!(
                     "{file_system} at {root} has d_type, xattrs and whiteouts, and an overlay on it works"
                 );

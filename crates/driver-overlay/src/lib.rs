@@ -58,8 +58,7 @@
 
 mod driver;
 mod factory;
-mod features;
-mod guide;
+
 mod joints;
 mod lowers;
 

@@ -5,7 +5,6 @@
 //! A redirect changes the name for the layers further down: a single name within the same directories, or, from
 //! `/`, a path that is looked for anew from the roots. At most [`MAX_REDIRECTS`] are followed for one path.
 
-use crate::guide::{is_whiteout_file, mark};
 use rustix::fs::{AtFlags, FileType, Stat};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -14,6 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use vellum_archive::target::LayerPath;
 use vellum_archive::tree::{Form, Node, open_dir};
+use vellum_overlayfs::{is_whiteout_file, mark};
 
 const MAX_REDIRECTS: u32 = 40;
 

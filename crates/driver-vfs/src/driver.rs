@@ -52,7 +52,7 @@ impl Factory for VfsFactory {
                 Some("the store's root must be a folder that can be written".into()),
             ),
         };
-        Probe { driver: self.name().into(), usable, reason, hint, facts }
+        Probe { driver: self.name().into(), usable, works_fully: usable, reason, hint, facts }
     }
 
     fn open(&self, home: &Path, config: DriverConfig) -> Result<Box<dyn Driver>> {
@@ -130,6 +130,7 @@ fn capabilities(reflink: bool) -> Capabilities {
             "nothing is copied at a change: the copy was made before",
         )
         .with(Ability::DirectoryRename, Support::Yes, copies)
+        .with(Ability::AclOfLowerFile, Support::Yes, copies)
         .with(Ability::Volatile, Support::No, "a bind mount has no such option")
         .with(Ability::NestedWhiteouts, Support::Yes, "the device 0:0 is a node like others")
 }
@@ -226,8 +227,8 @@ impl Driver for Vfs {
         self.home.rename(from, to)
     }
 
-    fn purge(&self, trashed: &Path) -> Result<()> {
-        home::purge(trashed)
+    fn purge(&self, trashed: &Path) -> Result<Vec<LayerId>> {
+        home::purge(trashed).map(|()| Vec::new())
     }
 
     fn mounts(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan> {

@@ -29,6 +29,8 @@ pub enum Ability {
     MetadataOnlyCopyUp,
     /// A directory of a lower layer can be renamed in place.
     DirectoryRename,
+    /// The ACL of a lower layer's file can be changed before anything else of the file was.
+    AclOfLowerFile,
     /// A container's writes can be made not durable on request.
     Volatile,
     /// Character devices 0:0 inside layers, which are an inner overlay's whiteouts, are kept: as devices, or as what an

@@ -272,11 +272,32 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// [`ErrorKind::NotFound`], [`ErrorKind::NotCommitted`]; [`ErrorKind::Exists`]: `to` is a layer.
     fn rename(&self, from: LayerId, to: LayerId) -> Result<Changed>;
 
-    /// Deletes what [`Driver::remove`] moved into the trash. May take long; may be interrupted and called again.
+    /// Deletes what [`Driver::remove`] moved into the trash. May take long; may be interrupted and called again. What other layers share with it stays, and
+    /// counts as theirs: gives the layers whose [`Driver::usage`] is another one now.
     ///
     /// # Errors
     /// The file system's.
-    fn purge(&self, trashed: &Path) -> Result<()>;
+    fn purge(&self, trashed: &Path) -> Result<Vec<LayerId>>;
+
+    /// Makes ahead what mounts of the committed layer `id`, and of layers on it, need, which the first of them makes otherwise. [`Changed::Yes`]: its
+    /// usage is another one now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; the file system's.
+    fn prepare(&self, id: LayerId) -> Result<Changed> {
+        let _ = id;
+        Ok(Changed::No)
+    }
+
+    /// What the committed layer `id` shares with others was found damaged: layers that are made from now on use nothing of it without having compared it,
+    /// and replace what is not what it should be.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn distrust(&self, id: LayerId) -> Result<()> {
+        let _ = id;
+        Ok(())
+    }
 
     /// How to mount the layer's tree. Describes only; nothing is changed.
     ///
@@ -324,9 +345,21 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         generic_diff(self.as_dyn(), id, base, views, sink)
     }
 
-    /// The folder that holds just what the layer itself brings, in the raw form of
-    /// [`Form`](vellum_archive::tree::Form), so that it can be compared with the layer's manifest; `None` where the driver
-    /// keeps layers in another way (whole trees, devices) or the layer brings nothing.
+    /// What the layer itself brings and nothing else, in the raw form of [`Form`](vellum_archive::tree::Form), so that it can be compared with the
+    /// layer's manifest; `None` where the driver keeps layers in another way (whole trees, devices) or the layer brings nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Damaged`]; the kernel's.
+    fn own(&self, id: LayerId, views: &dyn Views) -> Result<Option<Box<dyn View>>> {
+        let _ = views;
+        let Some(folder) = self.own_folder(id)? else { return Ok(None) };
+        let open = vellum_archive::tree::open_dir(rustix::fs::CWD, folder.as_os_str());
+        let open =
+            open.map_err(|error| Error::system(format!("open {}", folder.display()), error).layer(id))?;
+        Ok(Some(Box::new(plan::Folder(open))))
+    }
+
+    /// The folder that holds just what the layer itself brings, as overlayfs has it in an upper; `None` where there is no such folder.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`].

@@ -217,6 +217,15 @@ pub trait View: Send {
     fn root(&self) -> BorrowedFd<'_>;
 }
 
+/// A folder that needs no mount.
+pub(crate) struct Folder(pub(crate) std::os::fd::OwnedFd);
+
+impl View for Folder {
+    fn root(&self) -> BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.0)
+    }
+}
+
 /// Brings trees into view for reading, without a place in the mount table: nothing is left when the process dies.
 /// The mounter implements it.
 pub trait Views: Sync {

@@ -10,7 +10,7 @@ pub const PRIORITY_CLASSIC_FREEBSD: &[&str] = &["zfs"];
 /// The classic engine's order on Windows.
 pub const PRIORITY_CLASSIC_WINDOWS: &[&str] = &["windowsfilter", "windowsdiff", "vfs"];
 /// Vellum's order, of those that are usable: what is shared by all containers first, what copies least next.
-pub const PRIORITY_TODAY: &[&str] = &["overlay", "btrfs", "zfs", "vfs"];
+pub const PRIORITY_TODAY: &[&str] = &["composefs", "overlay", "btrfs", "zfs", "vfs"];
 
 /// What a probe looks at.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +28,8 @@ pub struct Probe {
     pub driver: String,
     /// Whether it works here.
     pub usable: bool,
+    /// Whether it has here all that it is chosen for: a driver that lacks some of it can be asked for by name, and is not chosen by itself.
+    pub works_fully: bool,
     /// Why, or why not, in a sentence that names the fact: `ext4 at /var/lib/vellum has d_type, xattrs and whiteouts`.
     pub reason: String,
     /// What would cure it, when it is not usable.
@@ -70,7 +72,8 @@ pub struct Selection {
     pub probes: Vec<Probe>,
 }
 
-/// Chooses: the driver that was asked for; else the one that was used before on this root; else the first usable of [`PRIORITY_TODAY`].
+/// Chooses: the driver that was asked for; else the one that was used before on this root; else the first of [`PRIORITY_TODAY`] that works
+/// fully here, and if none does, the first usable one.
 ///
 /// When a driver is named, only that one is probed. Names may be aliases; the answer is the driver's own name.
 ///
@@ -131,7 +134,8 @@ fn best(factories: &[&dyn Factory], environment: &ProbeEnvironment<'_>) -> Resul
     let mut ordered = factories.to_vec();
     ordered.sort_by_key(rank);
     let probes: Vec<_> = ordered.iter().map(|factory| factory.probe(environment)).collect();
-    let Some(chosen) = probes.iter().find(|probe| probe.usable) else {
+    let chosen = probes.iter().find(|probe| probe.usable && probe.works_fully);
+    let Some(chosen) = chosen.or_else(|| probes.iter().find(|probe| probe.usable)) else {
         let reasons: Vec<_> =
             probes.iter().map(|probe| format!("{}: {}", probe.driver, probe.reason)).collect();
         let mut error = Error::new(
@@ -142,8 +146,8 @@ fn best(factories: &[&dyn Factory], environment: &ProbeEnvironment<'_>) -> Resul
         error.hint = probes.iter().find_map(|probe| probe.hint.clone());
         return Err(error);
     };
-    let mut reason = format!("the first usable; {}", chosen.reason);
-    for before in probes.iter().take_while(|probe| !probe.usable) {
+    let mut reason = format!("the first that works fully here; {}", chosen.reason);
+    for before in probes.iter().take_while(|probe| probe.driver != chosen.driver) {
         reason.push_str(&format!("; not {}: {}", before.driver, before.reason));
     }
     Ok(Selection { driver: chosen.driver.clone(), reason, probes })
@@ -169,6 +173,7 @@ mod tests {
             Probe {
                 driver: self.0.into(),
                 usable: self.2,
+                works_fully: self.2,
                 reason: if self.2 { "it works" } else { "no d_type" }.into(),
                 hint: (!self.2).then(|| "mkfs with ftype=1".into()),
                 facts: Vec::new(),

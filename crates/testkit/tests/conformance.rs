@@ -170,6 +170,30 @@ macro_rules! conformance {
 conformance!(vfs, vellum_driver_vfs::FACTORY);
 conformance!(overlay, vellum_driver_overlay::FACTORY);
 
+mod composefs {
+    use super::*;
+
+    #[test]
+    fn root_here() {
+        as_root(&vellum_driver_composefs::FACTORY, Kind::Here);
+    }
+
+    #[test]
+    fn loop_ext4() {
+        as_root(&vellum_driver_composefs::FACTORY, Kind::Ext4);
+    }
+
+    #[test]
+    fn loop_xfs() {
+        as_root(&vellum_driver_composefs::FACTORY, Kind::Xfs);
+    }
+
+    #[test]
+    fn loop_btrfs() {
+        as_root(&vellum_driver_composefs::FACTORY, Kind::Btrfs);
+    }
+}
+
 mod btrfs {
     use super::*;
 

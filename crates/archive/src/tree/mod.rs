@@ -86,9 +86,20 @@ impl<'a> Node<'a> {
         FileType::from_raw_mode(self.stat.st_mode)
     }
 
-    /// Whether this is overlayfs's whiteout. Never in a mounted view.
+    /// Whether this is overlayfs's whiteout, in either form: a device 0:0, or an empty file with a mark, as which a driver shows those that it keeps in
+    /// another way. Never in a mounted view of a whole tree. Costs a system call for empty files.
     pub fn is_whiteout(&self) -> bool {
-        self.form.raw && self.file_type() == FileType::CharacterDevice && self.stat.st_rdev == 0
+        if !self.form.raw {
+            return false;
+        }
+        match self.file_type() {
+            FileType::CharacterDevice => self.stat.st_rdev == 0,
+            FileType::RegularFile if self.stat.st_size == 0 => {
+                let mark = [self.form.xattrs.prefix(), b"whiteout"].concat();
+                self.attributes_at().get(&mark).is_ok_and(|value| value.is_some())
+            }
+            _ => false,
+        }
     }
 
     /// Whether this is a directory with overlayfs's opaque mark. Never in a mounted view.

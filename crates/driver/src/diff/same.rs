@@ -20,7 +20,9 @@ pub(super) fn same(now: &Node<'_>, before: &Node<'_>) -> io::Result<bool> {
     if kind != FileType::Directory && a.st_nlink > b.st_nlink {
         return Ok(false);
     }
-    if changed(a) == changed(b) && a.st_ctime_nsec != 0 && a.st_size == b.st_size {
+    // A file system without a time of change of its own (EROFS) shows that of the content, which says nothing of owner and mode.
+    let has_changed = (a.st_ctime, a.st_ctime_nsec) != times(a);
+    if changed(a) == changed(b) && has_changed && a.st_ctime_nsec != 0 && a.st_size == b.st_size {
         return Ok(true);
     }
     let differ = match kind {

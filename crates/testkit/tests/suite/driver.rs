@@ -145,8 +145,8 @@ impl Driver for Broken {
         if self.is(Fault::RenameForgotten) { Ok(Changed::Yes) } else { self.inner.rename(from, to) }
     }
 
-    fn purge(&self, trashed: &Path) -> Result<()> {
-        if self.is(Fault::PurgeForgotten) { Ok(()) } else { self.inner.purge(trashed) }
+    fn purge(&self, trashed: &Path) -> Result<Vec<LayerId>> {
+        if self.is(Fault::PurgeForgotten) { Ok(Vec::new()) } else { self.inner.purge(trashed) }
     }
 
     fn mounts(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan> {

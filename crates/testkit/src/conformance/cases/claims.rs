@@ -7,7 +7,7 @@ use crate::tree::{Compare, Tree};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use vellum_archive::target::Joints;
-use vellum_driver::{Ability, CreateSpec, ErrorKind, MountOptions};
+use vellum_driver::{Ability, CreateSpec, ErrorKind, MountOptions, MountPlan};
 
 pub(super) const CASES: &[Case] = &[
     case!(reasons_are_given, "every ability is listed with a reason"),
@@ -46,6 +46,7 @@ fn reasons_are_given(lab: &Lab<'_>) -> Outcome {
         Ability::ClassicMounts,
         Ability::MetadataOnlyCopyUp,
         Ability::DirectoryRename,
+        Ability::AclOfLowerFile,
         Ability::Volatile,
     ] {
         let Some(capability) = capabilities.get(ability) else {
@@ -162,7 +163,9 @@ fn claims_classic_mounts(lab: &Lab<'_>) -> Outcome {
     let target = lab.aside("classic")?;
     for layer in [id, next, lab.view(next)?] {
         let plan = lab.driver().mounts(layer, &MountOptions::default())?;
-        let Some(mounts) = plan.classic() else {
+        // What must be there before is made and held, as a snapshotter does.
+        let held = lab.mounter().hold(layer, &plan)?;
+        let Some(mounts) = held.and_then(|root| MountPlan::of(root).classic()) else {
             return Err(Failure::new(format!("layer {layer} has no classic mount")));
         };
         for mount in &mounts {
@@ -176,6 +179,7 @@ fn claims_classic_mounts(lab: &Lab<'_>) -> Outcome {
         }
         let tree = crate::tree::Snapshot::of(&target);
         crate::scratch::unmount_below(&target)?;
+        let _ = lab.mounter().release_all(layer, false)?;
         lab.expect(layer, &tree?, Compare::ALL, "against its classic mount")?;
     }
     Ok(())

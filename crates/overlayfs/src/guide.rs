@@ -12,18 +12,30 @@ use vellum_archive::tree::Node;
 use vellum_driver::{Guide, MountPlan, Result, Standing, View, Views};
 
 /// Reads an upper; mounts the whole tree at the first entry that needs it.
-pub(crate) struct UpperGuide<'a> {
-    pub(crate) form: XattrForm,
-    pub(crate) views: &'a dyn Views,
-    pub(crate) plan: MountPlan,
-    pub(crate) view: OnceCell<Box<dyn View>>,
+pub struct UpperGuide<'a> {
+    form: XattrForm,
+    views: &'a dyn Views,
+    plan: MountPlan,
+    view: OnceCell<Box<dyn View>>,
+}
+
+impl<'a> UpperGuide<'a> {
+    /// `plan`: of the whole tree, read-only.
+    pub fn new(form: XattrForm, views: &'a dyn Views, plan: MountPlan) -> Self {
+        Self { form, views, plan, view: OnceCell::new() }
+    }
+}
+
+impl std::fmt::Debug for UpperGuide<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpperGuide").field("plan", &self.plan).finish_non_exhaustive()
+    }
 }
 
 impl Guide for UpperGuide<'_> {
     fn standing(&self, node: &Node<'_>) -> io::Result<Standing> {
         match node.file_type() {
-            FileType::CharacterDevice if node.stat.st_rdev == 0 => Ok(Standing::Hidden),
-            FileType::RegularFile if is_whiteout_file(node, self.form)? => Ok(Standing::Hidden),
+            _ if node.is_whiteout() => Ok(Standing::Hidden),
             FileType::RegularFile if mark(node, self.form, "metacopy")?.is_some() => Ok(Standing::InView),
             FileType::Directory if node.is_opaque()? => Ok(Standing::Own),
             FileType::Directory if mark(node, self.form, "redirect")?.is_some() => Ok(Standing::InView),
@@ -44,7 +56,10 @@ impl Guide for UpperGuide<'_> {
 }
 
 /// The whiteout of a nested overlay: an empty file with a mark, in a directory that says it has some.
-pub(crate) fn is_whiteout_file(node: &Node<'_>, form: XattrForm) -> io::Result<bool> {
+///
+/// # Errors
+/// The file system's.
+pub fn is_whiteout_file(node: &Node<'_>, form: XattrForm) -> io::Result<bool> {
     if node.stat.st_size != 0 || mark(node, form, "whiteout")?.is_none() {
         return Ok(false);
     }
@@ -53,7 +68,10 @@ pub(crate) fn is_whiteout_file(node: &Node<'_>, form: XattrForm) -> io::Result<b
 }
 
 /// One of overlayfs's own attributes; `None` if the entry has none of this name.
-pub(crate) fn mark(node: &Node<'_>, form: XattrForm, name: &str) -> io::Result<Option<Vec<u8>>> {
+///
+/// # Errors
+/// The file system's.
+pub fn mark(node: &Node<'_>, form: XattrForm, name: &str) -> io::Result<Option<Vec<u8>>> {
     let mut path = format!("/proc/self/fd/{}/", node.dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(node.name.as_bytes());
     let name = [form.prefix(), name.as_bytes()].concat();

@@ -18,32 +18,40 @@ use vellum_sys::mount::{
 };
 
 /// Where the result is kept.
-pub(crate) const FILE: &str = ".features";
+const FILE: &str = ".features";
 /// The kernel's limit of lower layers (OVL_MAX_STACK).
 const MOST_LOWERS: u64 = 500;
 
 /// What works.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Features {
-    pub(crate) d_type: bool,
-    pub(crate) reflink: bool,
-    pub(crate) redirect_dir: bool,
-    pub(crate) metacopy: bool,
-    pub(crate) index: bool,
-    pub(crate) volatile: bool,
-    pub(crate) rename_directory: bool,
+pub struct Features {
+    /// Directory entries tell their type.
+    pub d_type: bool,
+    /// Files can share blocks.
+    pub reflink: bool,
+    /// The mount option `redirect_dir`.
+    pub redirect_dir: bool,
+    /// The mount option `metacopy`.
+    pub metacopy: bool,
+    /// The mount option `index`.
+    pub index: bool,
+    /// The mount option `volatile`.
+    pub volatile: bool,
+    /// A directory of a lower layer can be renamed.
+    pub rename_directory: bool,
     /// Whiteouts that are files with attributes are known, and escaped ones are shown.
-    pub(crate) nested: bool,
+    pub nested: bool,
     /// Lower layers are given in one page of options, because the kernel does not take them one by one.
-    pub(crate) one_page: bool,
-    pub(crate) max_layers: u64,
+    pub one_page: bool,
+    /// The most layers in one mount.
+    pub max_layers: u64,
     /// Why overlay cannot be used here at all, and the cure.
-    pub(crate) refused: Option<(String, Option<String>)>,
+    pub refused: Option<(String, Option<String>)>,
 }
 
 impl Features {
     /// As names and values, for people and for the file.
-    pub(crate) fn facts(&self) -> Vec<(&'static str, String)> {
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
         let flag = |on: bool| on.to_string();
         vec![
             ("d_type", flag(self.d_type)),
@@ -76,8 +84,11 @@ impl Features {
         Some(())
     }
 
-    /// The result for `home`, from its file if that is of this boot, else by probing. A refusal is not kept.
-    pub(crate) fn of(home: BorrowedFd<'_>, path: &Path, form: XattrForm) -> Result<Self> {
+    /// The result for `home`, from its file if that is of this boot, else by probing, which takes milliseconds. A refusal is not kept.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn of(home: BorrowedFd<'_>, path: &Path, form: XattrForm) -> Result<Self> {
         let key = key(home, form).map_err(|error| Error::system("find out what was probed", error))?;
         if let Some(features) = read(home, Some(&key)) {
             return Ok(features);
@@ -231,7 +242,7 @@ impl Drop for Scratch<'_> {
 }
 
 /// Probes in a scratch folder inside the open folder `home`, which is at `path`.
-pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path, form: XattrForm) -> io::Result<Features> {
+fn probe(home: BorrowedFd<'_>, path: &Path, form: XattrForm) -> io::Result<Features> {
     probe_as(home, path, form, false)
 }
 
@@ -358,8 +369,11 @@ fn nested(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<bool> {
     Ok(hidden && rustix::fs::fgetxattr(&shown, name("whiteout"), &mut value) == Ok(1))
 }
 
-/// Probes below `root` before there is a home.
-pub(crate) fn probe_below(root: &Path, form: XattrForm) -> io::Result<Features> {
+/// Probes below `root` before there is a home. Leaves nothing behind.
+///
+/// # Errors
+/// The file system's.
+pub fn probe_below(root: &Path, form: XattrForm) -> io::Result<Features> {
     let dir = tree::open_dir(CWD, root.as_os_str())?;
     probe(dir.as_fd(), root, form)
 }

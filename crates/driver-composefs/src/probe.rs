@@ -1,0 +1,167 @@
+//! What this kernel can do with images, found out by doing it.
+
+use crate::digest::Hasher;
+use crate::tree::{self, Content, Dir, Entry, Leaf, Raw, What};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::mount::MountAttrFlags;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+use vellum_sys::loopdev::LoopDevice;
+use vellum_sys::mount::{DetachedMount, FsContext, MountError};
+
+/// Where the result is kept.
+const FILE: &str = ".images";
+
+/// How images are mounted here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mounts {
+    /// From the file itself (Linux 6.12).
+    File,
+    /// Through a loop device.
+    Loop,
+}
+
+impl Mounts {
+    /// As people read it.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::File => "from the file",
+            Self::Loop => "through a loop device",
+        }
+    }
+
+    /// What works in `home`, from its file if that is of this boot, else by trying it.
+    ///
+    /// # Errors
+    /// The inner one says why the driver cannot be used here, the outer one that it cannot be tried.
+    pub(crate) fn of(home: BorrowedFd<'_>, path: &Path) -> io::Result<Result<Self, String>> {
+        let key = key(home)?;
+        if let Some(known) = read(home, &key) {
+            return Ok(Ok(known));
+        }
+        let found = probe(home, path)?;
+        if let Ok(mounts) = found {
+            // Without the file the next command tries again.
+            let _ = write(home, &key, mounts);
+        }
+        Ok(found)
+    }
+}
+
+fn key(home: BorrowedFd<'_>) -> io::Result<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(format!("1 {} {}", boot.trim(), rustix::fs::fstat(home)?.st_dev))
+}
+
+fn read(home: BorrowedFd<'_>, key: &str) -> Option<Mounts> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(home, FILE, flags, Mode::empty()).ok()?;
+    let text = io::read_to_string(File::from(file)).ok()?;
+    [Mounts::File, Mounts::Loop].into_iter().find(|mounts| text == line(key, *mounts))
+}
+
+fn line(key: &str, mounts: Mounts) -> String {
+    format!("{key} {}\n", mounts.text())
+}
+
+fn write(home: BorrowedFd<'_>, key: &str, mounts: Mounts) -> io::Result<()> {
+    let fresh = format!("{FILE}.{}", vellum_sys::random::hex::<8>()?);
+    vellum_sys::file::create(home, &fresh, 0o600)?.write_all(line(key, mounts).as_bytes())?;
+    Ok(rustix::fs::renameat(home, &fresh, home, FILE)?)
+}
+
+/// A folder for one probe, removed at its end.
+struct Scratch<'a> {
+    home: BorrowedFd<'a>,
+    name: String,
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        let _ = vellum_archive::tree::remove(self.home, OsStr::new(&self.name));
+    }
+}
+
+const TEXT: &[u8] = b"what lies in an object is seen through the image, and not what lies beside it\n";
+
+/// Makes a small image and an object, lays them over each other, and reads through both.
+pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path) -> io::Result<Result<Mounts, String>> {
+    let scratch = Scratch { home, name: format!(".probe-{}", vellum_sys::random::hex::<8>()?) };
+    let dir = vellum_sys::file::ensure_folder(home, &scratch.name, 0o700)?;
+    let path = path.join(&scratch.name);
+    let digest = Hasher::of(TEXT);
+    let object = digest.path();
+    for folder in ["objects", &format!("objects/{}", &object[..2])] {
+        rustix::fs::mkdirat(&dir, folder, Mode::RWXU)?;
+    }
+    vellum_sys::file::create(&dir, format!("objects/{object}"), 0o600)?.write_all(TEXT)?;
+    let what = What::File { size: TEXT.len() as u64, content: Content::Object(digest) };
+    let leaf = Leaf { attr: tree::Attr { mode: 0o644, ..tree::Attr::default() }, what };
+    let mut root = Dir::implied();
+    root.entries.insert(b"file"[..].into(), Entry::Leaf(Arc::new(leaf)));
+    let mut image = vellum_sys::file::create(&dir, "image", 0o600)?;
+    tree::build(&Arc::new(root), Raw::No, &mut image)?;
+    let mut refused = String::new();
+    for mounts in [Mounts::File, Mounts::Loop] {
+        match try_one(&path, mounts) {
+            Ok(mount) => {
+                return Ok(match reads(&mount) {
+                    Ok(true) => Ok(mounts),
+                    Ok(false) => Err("an overlay over an image does not show what the objects hold".into()),
+                    Err(error) => Err(format!("an overlay over an image mounts and cannot be read: {error}")),
+                });
+            }
+            Err(error) => refused = error,
+        }
+    }
+    Ok(Err(refused))
+}
+
+fn try_one(path: &Path, mounts: Mounts) -> Result<DetachedMount, String> {
+    let kernel = |error: MountError| format!("{error}: {}", error.source);
+    let image = path.join("image");
+    let context = FsContext::open("erofs").map_err(kernel)?;
+    let device = match mounts {
+        Mounts::File => {
+            context.path("source", &image).map_err(kernel)?;
+            None
+        }
+        Mounts::Loop => {
+            let device =
+                LoopDevice::attach(&image, true).map_err(|error| format!("attach a loop device: {error}"))?;
+            context.path("source", device.path()).map_err(kernel)?;
+            Some(device)
+        }
+    };
+    context.flag("ro").map_err(kernel)?;
+    let meta = context
+        .mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
+        .map_err(|error| format!("the kernel mounts no EROFS image {}: {}", mounts.text(), kernel(error)))?;
+    drop(device);
+    let context = FsContext::open("overlay").map_err(kernel)?;
+    let stack = || {
+        context.fd("lowerdir+", meta.as_fd())?;
+        context.path("datadir+", &path.join("objects"))?;
+        context.string("redirect_dir", "on")?;
+        context.string("metacopy", "on")
+    };
+    stack().map_err(|error| {
+        format!("overlayfs takes no data-only lower layers (Linux 6.8): {}", kernel(error))
+    })?;
+    context
+        .mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
+        .map_err(|error| format!("the kernel refuses an overlay over an EROFS image: {}", kernel(error)))
+}
+
+fn reads(mount: &DetachedMount) -> io::Result<bool> {
+    let root = mount.open_root()?;
+    let file = rustix::fs::openat(&root, "file", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut content = Vec::new();
+    File::from(file).read_to_end(&mut content)?;
+    let stat = rustix::fs::statat(&root, "file", AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(content == TEXT && stat.st_mode & 0o7777 == 0o644)
+}

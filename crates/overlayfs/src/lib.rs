@@ -1,0 +1,10 @@
+//! What drivers share that stand on overlayfs (kernel: `Documentation/filesystems/overlayfs.rst`): what this kernel and file system can do, found out by
+//! doing it ([`Features`]), and what the entries of an upper mean ([`UpperGuide`], [`mark`]).
+//!
+//! It owns one file of a driver's home, `.features`, and makes mounts only for probing, which never get a place.
+
+mod features;
+mod guide;
+
+pub use features::{Features, probe_below};
+pub use guide::{UpperGuide, is_whiteout_file, mark};
