@@ -84,6 +84,10 @@ async fn open_doors(
     stores: &[Arc<Store>],
     metrics: &Metrics,
 ) -> Result<()> {
+    // Before any door is open: whoever finds one open may ask the server to stop.
+    let failed = |e| Error::io("wait for", "signals", e);
+    let mut term = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
     let (stop, stopped) = watch::channel(false);
     let mut served = tokio::task::JoinSet::new();
     for ((door, socket), store) in doors.iter().zip(sockets).zip(stores) {
@@ -109,9 +113,6 @@ async fn open_doors(
             }
         };
     }
-    let failed = |e| Error::io("wait for", "signals", e);
-    let mut term = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
     tell_manager(sd_notify::NotifyState::Ready);
     tokio::select! {
         _ = term.recv() => {}

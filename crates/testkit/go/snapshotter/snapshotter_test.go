@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -56,7 +57,7 @@ func serve(_ context.Context, root string) (snapshots.Snapshotter, func() error,
 	go func() { ended <- server.Wait() }()
 	stop := func() error {
 		defer os.RemoveAll(dir)
-		if err := server.Process.Signal(os.Interrupt); err != nil {
+		if err := server.Process.Signal(syscall.SIGTERM); err != nil {
 			return fmt.Errorf("the server is gone: %v\n%s", err, log)
 		}
 		select {
