@@ -114,6 +114,9 @@ pub(crate) enum Command {
     Serve(commands::serve::Serve),
     #[command(subcommand)]
     System(commands::system::System),
+    Init(commands::init::Init),
+    #[command(subcommand)]
+    Pool(commands::pool::Pool),
     Info(commands::info::Info),
     #[command(subcommand)]
     Driver(commands::driver::Driver),

@@ -132,5 +132,5 @@ pub(crate) fn open(global: &Global) -> Result<Store> {
 
 /// The folder of the store for files without a name.
 pub(crate) fn spool(store: &Store) -> PathBuf {
-    store.root().join("tmp")
+    store.spool()
 }

@@ -239,7 +239,7 @@ impl Store {
             }
             let _ = self.mounter.release_all(row.layer, true).map_err(Error::from)?;
         }
-        crate::reserve::release_if_full(self.layout.root());
+        crate::reserve::release_if_full(&self.layout);
         let owner = self.announce()?;
         point("store.rm.begin")?;
         let removed = self.catalog.write(Durability::Full, |tx| {

@@ -25,7 +25,7 @@ pub(crate) fn open(layout: &Layout, name: &str, config: DriverConfig) -> Result<
     let driver = match factory.open(&home, config) {
         // Drivers try out what the file system can do, which takes a little room.
         Err(e) if e.kind == vellum_driver::ErrorKind::Full => {
-            crate::reserve::release(layout.root());
+            crate::reserve::release(layout.data());
             factory.open(&home, config)
         }
         result => result,
@@ -59,7 +59,7 @@ pub(crate) fn choose(
             Ok(Choice { name: before.to_owned(), reason: "it was used before in this store".into() })
         }
         (None, None) => {
-            let environment = ProbeEnvironment { root: layout.root(), rootless };
+            let environment = ProbeEnvironment { root: layout.data(), rootless };
             let selection = select(FACTORIES, &environment, None, None)?;
             Ok(Choice { name: selection.driver.clone(), reason: selection.reason })
         }
@@ -68,7 +68,7 @@ pub(crate) fn choose(
 
 /// What every driver says of the place.
 pub(crate) fn probe_all(layout: &Layout, rootless: bool, open: Option<&dyn Driver>) -> Vec<DriverRow> {
-    let environment = ProbeEnvironment { root: layout.root(), rootless };
+    let environment = ProbeEnvironment { root: layout.data(), rootless };
     FACTORIES
         .iter()
         .map(|factory| {

@@ -134,7 +134,7 @@ impl Store {
         let _ = driver.remove(layer.id, &self.layout.trash().join(&layer.driver))?;
         let file = self.catalog.read(|tx| LayerFile::of(tx, layer))?;
         file.write(&folder)?;
-        let barrier = crate::layout::open_folder(self.layout.root())?;
+        let barrier = crate::layout::open_folder(self.layout.data())?;
         let reading = self.reading_layers()?;
         driver.create(layer.id, &CreateSpec { parent: layer.parent, view: false, options: &[] })?;
         drop(reading);
@@ -144,7 +144,7 @@ impl Store {
             driver.sync(layer.id)?;
             crate::files::sync_folder(&folder, &[LayerFile::NAME])?;
         } else {
-            crate::files::barrier(&barrier, self.layout.root())?;
+            crate::files::barrier(&barrier, self.layout.data())?;
         }
         point("store.later.synced")?;
         self.catalog.write(Durability::Full, |tx| layers::settled(tx, layer.id))
@@ -207,11 +207,11 @@ impl Store {
         if fresh.is_empty() {
             return Ok(());
         }
-        let barrier = crate::layout::open_folder(self.layout.root())?;
+        let barrier = crate::layout::open_folder(self.layout.data())?;
         // One that cannot be made whole (its parent may be damaged) is told of by who uses it, and by `check`.
         let whole: Vec<LayerId> =
             fresh.iter().filter(|layer| self.make_whole(layer.id).is_ok()).map(|layer| layer.id).collect();
-        crate::files::barrier(&barrier, self.layout.root())?;
+        crate::files::barrier(&barrier, self.layout.data())?;
         point("store.fresh.synced")?;
         self.catalog.write(Durability::Normal, |tx| whole.iter().try_for_each(|id| layers::settled(tx, *id)))
     }

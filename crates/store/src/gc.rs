@@ -9,7 +9,7 @@
 //!    A load that has found one of them ready a moment ago has pinned it in a transaction of its own, so it is reached.
 //! 4. Folders, configurations, image files, blobs, temporary files and locks that no row names are removed.
 //! 5. The mounter cleans its records and mountpoints.
-//! 6. The lock is let go, and the trash is emptied.
+//! 6. The lock is let go, and the trash is emptied. A pool gives back to its host what it does not use.
 //!
 //! A dry run does 1 and looks at the rest.
 
@@ -33,7 +33,7 @@ impl Store {
         point("store.gc.begin")?;
         let mut items = Vec::new();
         if !dry_run {
-            crate::reserve::release_if_full(self.layout.root());
+            crate::reserve::release_if_full(&self.layout);
             let owners = self.catalog.read(intents::owners)?;
             recovery::take_over_dead(self, &owners)?;
         }
@@ -69,12 +69,16 @@ impl Store {
             ));
         }
         drop(sweep);
+        let mut trimmed = None;
         if !dry_run {
             trash::work(self.layout.root())?;
-            crate::reserve::keep(self.layout.root());
+            if self.layout.has_pool() {
+                trimmed = Some(self.pool_trim()?);
+            }
+            crate::reserve::keep(&self.layout);
             point("store.gc.done")?;
         }
-        Ok(GcReport { bytes: items.iter().map(|item| item.bytes).sum(), items, dry_run })
+        Ok(GcReport { bytes: items.iter().map(|item| item.bytes).sum(), items, trimmed, dry_run })
     }
 
     fn collect_layers(&self, dry_run: bool) -> Result<Vec<GcItem>> {

@@ -133,7 +133,7 @@ impl Store {
     /// # Errors
     /// [`Code::NotFound`]; [`Code::InUse`].
     pub fn remove_image(&self, reference: &str, force: bool) -> Result<RemoveReport> {
-        crate::reserve::release_if_full(self.layout.root());
+        crate::reserve::release_if_full(&self.layout);
         let owner = self.announce()?;
         let driver = self.driver.name();
         point("store.rmi.begin")?;

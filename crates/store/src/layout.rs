@@ -10,18 +10,51 @@ use vellum_types::LayerId;
 const ELSEWHERE: &str = "choose another folder with --root";
 
 /// The paths of one store. The drawing is in the crate's documentation.
+///
+/// `data` is where everything lies that layers and images are made of: the root itself, or the mountpoint of the store's pool
+/// ([`crate::pool`]). It is one file system, so that what is renamed stays in it and one barrier covers it.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     root: PathBuf,
+    data: PathBuf,
 }
 
 impl Layout {
+    /// The paths of the store at `root`, with a pool or without, as is found now. Under the lock `store` that does not change.
     pub(crate) fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        let root = root.into();
+        let pool = root.join("pool");
+        let data = if pool.join(crate::pool::FACTS).exists() { pool.join("data") } else { root.clone() };
+        Self { root, data }
+    }
+
+    /// The same store, looked at again.
+    pub(crate) fn again(&self) -> Self {
+        Self::new(&self.root)
     }
 
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The folder of the data. The catalog's durable transactions speak of what was brought to the disk in it before.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// A folder of each file system that the store takes room on.
+    pub(crate) fn file_systems(&self) -> impl Iterator<Item = &Path> {
+        let pool = self.has_pool().then_some(&*self.data);
+        std::iter::once(&*self.root).chain(pool)
+    }
+
+    /// What the store keeps of its pool.
+    pub(crate) fn pool(&self) -> PathBuf {
+        self.root.join("pool")
+    }
+
+    pub(crate) fn has_pool(&self) -> bool {
+        self.data != self.root
     }
 
     pub(crate) fn catalog(&self) -> PathBuf {
@@ -37,15 +70,15 @@ impl Layout {
     }
 
     pub(crate) fn configs(&self) -> PathBuf {
-        self.root.join("config")
+        self.data.join("config")
     }
 
     pub(crate) fn images(&self) -> PathBuf {
-        self.root.join("images")
+        self.data.join("images")
     }
 
     pub(crate) fn layers(&self) -> PathBuf {
-        self.root.join("layers")
+        self.data.join("layers")
     }
 
     /// What the store keeps beside a layer.
@@ -54,15 +87,15 @@ impl Layout {
     }
 
     pub(crate) fn blobs(&self) -> PathBuf {
-        self.root.join("blobs/sha256")
+        self.data.join("blobs/sha256")
     }
 
     pub(crate) fn tmp(&self) -> PathBuf {
-        self.root.join("tmp")
+        self.data.join("tmp")
     }
 
     pub(crate) fn trash(&self) -> PathBuf {
-        self.root.join("trash")
+        self.data.join("trash")
     }
 
     pub(crate) fn mountpoints(&self) -> PathBuf {
@@ -70,7 +103,7 @@ impl Layout {
     }
 
     pub(crate) fn driver_home(&self, driver: &str) -> PathBuf {
-        self.root.join(driver)
+        self.data.join(driver)
     }
 
     /// The root, open; it must be there, and nobody else's.
@@ -85,7 +118,7 @@ impl Layout {
         Ok(root)
     }
 
-    /// Makes the folders of a store, and the root itself with its parents.
+    /// Makes the folders of a store but for its data, and the root itself with its parents.
     ///
     /// In a folder in which others can make files they may have prepared something: it must be empty, also once they no longer can.
     pub(crate) fn make(&self, rootless: bool) -> Result<()> {
@@ -99,20 +132,21 @@ impl Layout {
             rustix::fs::fchmod(&root, Mode::from_raw_mode(mode)).map_err(|e| self.unusable(e.into()))?;
             self.nothing_of_others(&root, before)?;
         }
-        for path in [
-            self.locks(),
-            self.configs(),
-            self.images(),
-            self.layers(),
-            self.root.join("blobs"),
-            self.blobs(),
-            self.tmp(),
-            self.trash(),
-            self.mountpoints(),
-        ] {
+        for path in [self.locks(), self.mountpoints()] {
             make_folder(&path).map_err(|e| e.with_hint(ELSEWHERE))?;
         }
         crate::locks::make_files(self)
+    }
+
+    /// Makes the folders of the data. A pool must be mounted.
+    pub(crate) fn make_data(&self) -> Result<()> {
+        let blobs = self.data.join("blobs");
+        for path in
+            [self.configs(), self.images(), self.layers(), blobs, self.blobs(), self.tmp(), self.trash()]
+        {
+            make_folder(&path).map_err(|e| e.with_hint(ELSEWHERE))?;
+        }
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `sweep` | who moves a file in place that no row names yet | who deletes files that no row names |
 //! | `layers` | who mounts, reads or joins layers of images | who replaces a damaged one; never waited for longer than moments |
 //! | `write` | (nobody) | the catalog's writer: a fair queue in front of SQLite's own lock |
+//! | `pool` | (nobody) | who mounts the pool, makes it larger, or takes it off; held for moments, waits for nobody but the trash |
 //! | `trash` | (nobody) | who empties the trash |
 
 use crate::layout::Layout;
@@ -47,7 +48,7 @@ pub(crate) fn make_files(layout: &Layout) -> Result<()> {
     if layout.lock(&spare(SPARE - 1)).exists() {
         return Ok(());
     }
-    let fixed = ["store", "layers", "sweep", "write", "trash"].map(str::to_owned);
+    let fixed = ["store", "layers", "sweep", "write", "pool", "trash"].map(str::to_owned);
     for name in fixed.into_iter().chain((0..SPARE).map(spare)) {
         let path = layout.lock(&name);
         match vellum_sys::file::create(rustix::fs::CWD, &path, 0o600) {

@@ -143,7 +143,7 @@ impl Store {
         file.blob = BlobFile::of(sound.blob.or(damaged.blob.as_ref()));
         file.write(&self.layout.layer(&damaged.driver, sound.id))?;
         point("store.mend.written")?;
-        files::barrier(sound.barrier, self.layout.root())?;
+        files::barrier(sound.barrier, self.layout.data())?;
         point("store.mend.synced")?;
         let alone = self.alone_with_layers(damaged.id)?;
         self.refuse_in_use(damaged.id)?;
@@ -187,8 +187,8 @@ impl Store {
             std::fs::rename(&from, &to).map_err(|e| Error::io("put in place", &to, e))?;
         }
         point("store.mend.files")?;
-        let root = crate::layout::open_folder(self.layout.root())?;
-        files::barrier(&root, self.layout.root())?;
+        let root = crate::layout::open_folder(self.layout.data())?;
+        files::barrier(&root, self.layout.data())?;
         point("store.mend.placed")?;
         let file = LayerFile::read(&to)?.ok_or_else(|| {
             Error::new(Code::Damaged, "record the replaced layer", "its layer.json is gone")

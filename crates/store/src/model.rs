@@ -32,6 +32,12 @@ impl Default for Floor {
 }
 
 impl Floor {
+    /// In bytes, on a file system.
+    pub(crate) fn of(&self, fs: &vellum_sys::fsinfo::FileSystem) -> u64 {
+        let share = fs.total_bytes / 1000 * u64::from(self.permille);
+        self.bytes.max(share).min(fs.total_bytes / 2)
+    }
+
     /// No floor at all.
     pub const NONE: Self = Self { bytes: 0, permille: 0, inodes: 0 };
 }
@@ -369,6 +375,9 @@ pub struct GcReport {
     pub items: Vec<GcItem>,
     /// The sum of the items' bytes.
     pub bytes: u64,
+    /// Bytes that the host of a pool has back; `None` without a pool, and when nothing was done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trimmed: Option<u64>,
     /// Nothing was done.
     pub dry_run: bool,
 }
@@ -427,6 +436,9 @@ pub struct Info {
     pub layers: usize,
     /// Save points of containers.
     pub save_points: usize,
+    /// How its pool stands, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<crate::PoolStatus>,
 }
 
 /// A driver, whether it works here, and what it can do.

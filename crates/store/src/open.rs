@@ -1,11 +1,12 @@
 //! Opening and making a store.
 //!
 //! 1. Lock `locks/store` shared. (`reset` and the rebuilding of the catalog hold it exclusively.)
-//! 2. No catalog: when `layers/` holds anything, the catalog was lost, and the store is refused as damaged (an empty catalog would make
+//! 2. A pool that the store has is mounted, and remains of one are taken away ([`crate::pool`]).
+//! 3. No catalog: when `layers/` holds anything, the catalog was lost, and the store is refused as damaged (an empty catalog would make
 //!    all of it garbage). Else the store is new: `store.json` is published, then the catalog is made with the same facts.
-//! 3. The format is looked at: unknown `incompat` names refuse, unknown `ro_compat` names make it read-only.
-//! 4. The driver is chosen and opened; the mounter too. Nothing is probed when the driver was used before.
-//! 5. Recovery (see [`crate::recovery`]), unless read-only.
+//! 4. The format is looked at: unknown `incompat` names refuse, unknown `ro_compat` names make it read-only.
+//! 5. The driver is chosen and opened; the mounter too. Nothing is probed when the driver was used before.
+//! 6. Recovery (see [`crate::recovery`]), unless read-only.
 //!
 //! `store.json` holds what must be known without the catalog: to empty the trash, to rebuild the catalog, to take a broken store off.
 
@@ -54,7 +55,8 @@ impl Identity {
         DriverConfig { xattrs: self.xattrs, rootless: self.rootless }
     }
 
-    pub(crate) fn rows(&self) -> Vec<(&'static str, String)> {
+    /// The catalog's `meta` of a new store.
+    pub(crate) fn rows(&self, layout: &Layout) -> Vec<(&'static str, String)> {
         let xattrs = match self.xattrs {
             XattrForm::Trusted => "trusted",
             XattrForm::User => "user",
@@ -66,7 +68,7 @@ impl Identity {
             ("driver", self.driver.clone()),
             ("compat", String::new()),
             ("ro_compat", String::new()),
-            ("incompat", String::new()),
+            ("incompat", if layout.has_pool() { schema::POOL } else { "" }.to_owned()),
         ]
     }
 
@@ -106,11 +108,11 @@ pub(crate) fn without_privileges() -> bool {
 
 /// Whether a store lies at the root, sound or not.
 pub(crate) fn is_store(layout: &Layout) -> bool {
-    layout.catalog().exists() || layout.root().join(Identity::FILE).exists()
+    layout.catalog().exists() || layout.root().join(Identity::FILE).exists() || layout.pool().exists()
 }
 
 /// Whether layers lie there.
-fn has_layers(layout: &Layout) -> Result<bool> {
+pub(crate) fn has_layers(layout: &Layout) -> Result<bool> {
     for driver in files::entries(&layout.layers())? {
         if !files::entries(&layout.layers().join(driver.name))?.is_empty() {
             return Ok(true);
@@ -137,7 +139,7 @@ fn make(layout: &Layout, options: &OpenOptions) -> Result<(Catalog, Option<Choic
         }
     };
     catalog::make_file(&layout.catalog())?;
-    let catalog = Catalog::create(&layout.catalog(), &layout.lock("write"), &identity.rows())?;
+    let catalog = Catalog::create(&layout.catalog(), &layout.lock("write"), &identity.rows(layout))?;
     let root = crate::layout::open_folder(layout.root())?;
     files::barrier(&root, layout.root())?;
     crate::faults::point("store.make.done")?;
@@ -196,9 +198,17 @@ impl Store {
         }
         let lock_path = layout.lock("store");
         let lock = FileLock::shared(&lock_path).map_err(|e| Error::io("take the lock", &lock_path, e))?;
+        let layout = layout.again();
+        let pool = crate::pool::ready(&layout)?;
+        if !options.read_only {
+            layout.make_data()?;
+        }
         let (catalog, chosen) = open_catalog(&layout, options)?;
         let (access, meta) = catalog.read(|tx| Ok((schema::access(tx)?, schema::all(tx)?)))?;
         let identity = Identity::of_meta(&meta)?;
+        if access == Access::Full && !options.read_only {
+            crate::pool::agree(&layout, &catalog, &meta)?;
+        }
         let (catalog, read_only) = match (access, options.read_only) {
             (Access::Full, false) => (catalog, None),
             (Access::Full, true) => (catalog, Some("it was opened for reading only".to_owned())),
@@ -234,10 +244,11 @@ impl Store {
             floor: options.floor,
             workers: options.workers,
             read_only,
+            _pool: pool,
             _lock: lock,
         };
         if store.read_only.is_none() {
-            crate::reserve::keep(store.layout.root());
+            crate::reserve::keep(&store.layout);
             match recovery::at_open(&store) {
                 // What died is cleaned up by the next who has room for it.
                 Err(e) if e.code() == Code::Full => {}
@@ -248,6 +259,6 @@ impl Store {
     }
 }
 
-fn absolute(path: &std::path::Path) -> Result<std::path::PathBuf> {
+pub(crate) fn absolute(path: &std::path::Path) -> Result<std::path::PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io("find the folder", path, e))
 }

@@ -47,13 +47,16 @@ impl Store {
         })?;
         layout.make(identity.rootless)?;
         let _lock = crate::locks::whole_store(&layout, "rebuild the catalog of the store")?;
+        let layout = layout.again();
+        let _pool = crate::pool::ready(&layout)?;
+        layout.make_data()?;
         let lost = !layout.catalog().exists();
         let mut remains = gather(&layout, &identity)?;
         let new = layout.root().join("catalog.db.new");
         remove_catalog(&new)?;
         crate::catalog::make_file(&new)?;
         {
-            let catalog = Catalog::create(&new, &layout.lock("write"), &identity.rows())?;
+            let catalog = Catalog::create(&new, &layout.lock("write"), &identity.rows(&layout))?;
             catalog.write(Durability::Full, |tx| remains.fill(tx))?;
             catalog.settle()?;
         }

@@ -50,7 +50,7 @@ pub(crate) fn take_over_dead(store: &Store, owners: &[OwnerId]) -> Result<()> {
     if dead.is_empty() {
         return Ok(());
     }
-    crate::reserve::release_if_full(store.layout.root());
+    crate::reserve::release_if_full(&store.layout);
     let by = store.announce()?;
     let left = store.catalog.write(Durability::Normal, |tx| {
         let mut left = Vec::new();
@@ -190,7 +190,8 @@ pub(crate) fn sweep_temporary(store: &Store, dry_run: bool) -> Result<Vec<GcItem
         }
         remove(path, "the operation that made it is dead")?;
     }
-    let mut folders = vec![store.layout.root().to_owned(), store.layout.configs(), store.layout.blobs()];
+    let layout = &store.layout;
+    let mut folders = vec![layout.root().to_owned(), layout.pool(), layout.configs(), layout.blobs()];
     for driver in files::entries(&store.layout.images())? {
         folders.push(store.layout.images().join(driver.name));
     }

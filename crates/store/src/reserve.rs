@@ -4,8 +4,9 @@
 //! there ([`crate::locks`]), and a layer that cannot be moved to the trash is deleted in place. `ROOT/reserve`, two mebibytes, is for
 //! the rest (a folder that must grow, a catalog that must be checkpointed, a driver that tries something out): it is deleted when a full
 //! disk keeps the store from being opened or something from being removed, never for what adds to the store; and made again when there is
-//! room.
+//! room. A store with a pool has one there, too: the data's file system is another than the catalog's.
 
+use crate::layout::Layout;
 use rustix::fs::FallocateFlags;
 use std::path::Path;
 use vellum_sys::fsinfo::FileSystem;
@@ -17,7 +18,11 @@ const PLENTY: u64 = 16 << 20;
 const NAME: &str = "reserve";
 
 /// Makes the reserve, if there is none and there is room for it. It is a help and no promise: what fails is tried at the next open.
-pub(crate) fn keep(root: &Path) {
+pub(crate) fn keep(layout: &Layout) {
+    layout.file_systems().for_each(keep_at);
+}
+
+fn keep_at(root: &Path) {
     let path = root.join(NAME);
     if path.exists() || FileSystem::at(root).map_or(true, |fs| fs.free_bytes < PLENTY) {
         return;
@@ -29,9 +34,11 @@ pub(crate) fn keep(root: &Path) {
 }
 
 /// Lets go of the reserve when the disk is full.
-pub(crate) fn release_if_full(root: &Path) {
-    if FileSystem::at(root).is_ok_and(|fs| fs.free_bytes < SIZE) {
-        release(root);
+pub(crate) fn release_if_full(layout: &Layout) {
+    for root in layout.file_systems() {
+        if FileSystem::at(root).is_ok_and(|fs| fs.free_bytes < SIZE) {
+            release(root);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Taking a store off the disk whole, sound or not.
 //!
 //! 1. Lock `store` alone: no other process has it open.
-//! 2. Everything mounted is unmounted, lazily; each driver lets go of what it holds, and removes its layers.
+//! 2. Everything mounted is unmounted, lazily; each driver lets go of what it holds, and removes its layers. A pool is taken off its mountpoint.
 //! 3. The root's content is deleted, the identity last, so that an interrupted reset can be called again.
 
 use crate::layout::Layout;
@@ -24,15 +24,22 @@ impl Store {
         }
         crate::layout::make_folder(&layout.locks())?;
         let _lock = crate::locks::whole_store(&layout, "reset the store")?;
+        let layout = layout.again();
+        let pool = crate::pool::ready(&layout);
         if let Some(identity) = Identity::read(&layout).ok().flatten() {
             let runtime = match &options.runtime {
                 Some(runtime) => runtime.clone(),
                 None => vellum_mount::runtime_folder(&identity.uuid).map_err(Error::from)?,
             };
             unmount(&layout, &runtime)?;
-            remove_layers(&layout, &identity)?;
+            // What lies in a pool that cannot be mounted goes with its file.
+            if pool.is_ok() {
+                remove_layers(&layout, &identity)?;
+            }
             files::remove_any(&runtime)?;
         }
+        drop(pool);
+        crate::pool::take_off_for_reset(&layout)?;
         crate::faults::point("store.reset.unmounted")?;
         let last = [".", "locks", "store.json"];
         for entry in files::entries(layout.root())? {

@@ -88,7 +88,7 @@ impl Store {
         to: LayerId,
         describe: impl FnOnce(&std::path::Path) -> Result<()>,
     ) -> Result<Usage> {
-        let barrier = crate::layout::open_folder(self.layout.root())?;
+        let barrier = crate::layout::open_folder(self.layout.data())?;
         let folder = self.make_layer_folder(driver.name(), to)?;
         describe(&folder)?;
         match driver.copy(from, to) {
@@ -105,7 +105,7 @@ impl Store {
             driver.sync(to)?;
             files::sync_folder(&folder, &[LayerFile::NAME])?;
         } else {
-            files::barrier(&barrier, self.layout.root())?;
+            files::barrier(&barrier, self.layout.data())?;
         }
         Ok(usage)
     }
@@ -189,7 +189,7 @@ impl Store {
     pub fn remove_save_point(&self, container: &ContainerId, name: &ContainerName) -> Result<()> {
         let (row, _lock) = self.locked(container, Hold::Alone)?;
         let save_point = find(self.save_points(container)?, Some(name), &row)?;
-        crate::reserve::release_if_full(self.layout.root());
+        crate::reserve::release_if_full(&self.layout);
         let owner = self.announce()?;
         let removed = self.catalog.write(Durability::Full, |tx| {
             containers::remove_save_point(tx, container, name)?;

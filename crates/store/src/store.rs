@@ -8,6 +8,7 @@ use crate::open::Identity;
 use crate::{Code, DriverRow, Error, Floor, Info, OpenOptions, Result, Snapshots, drivers};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use vellum_driver::{Capabilities, Driver};
@@ -32,6 +33,8 @@ pub struct Store {
     pub(crate) floor: Floor,
     pub(crate) workers: Option<usize>,
     pub(crate) read_only: Option<String>,
+    /// The pool's root, open: nobody takes the pool off while the store is open.
+    pub(crate) _pool: Option<OwnedFd>,
     pub(crate) _lock: FileLock,
 }
 
@@ -39,6 +42,17 @@ impl Store {
     /// The store's folder.
     pub fn root(&self) -> &Path {
         self.layout.root()
+    }
+
+    /// The folder that the data lies in: the store's folder, or its pool's root.
+    pub fn data(&self) -> &Path {
+        self.layout.data()
+    }
+
+    /// The folder for files that are needed for a moment. What is left in it by a process that died is swept, unless its name begins with the
+    /// number of an operation that lives or somebody holds its lock.
+    pub fn spool(&self) -> PathBuf {
+        self.layout.tmp()
     }
 
     /// The driver that new layers go to.
@@ -92,6 +106,10 @@ impl Store {
             mounted: self.mounter.list().map_err(Error::from)?.len(),
             layers,
             save_points,
+            pool: match self.layout.has_pool() {
+                true => Some(crate::pool::status_of(&self.layout, &self.floor)?),
+                false => None,
+            },
         })
     }
 
@@ -126,13 +144,22 @@ impl Store {
         move |owner| Ok(owner != own && locks::lives(&self.layout, owner)?)
     }
 
-    /// Refuses a write of unknown size when the file system is nearly full.
+    /// Refuses a write of unknown size when the file system is nearly full, or that of the host of a pool; a pool that fills is made larger first.
     pub(crate) fn check_floor(&self, operation: &str) -> Result<()> {
-        let root = self.layout.root();
-        crate::reserve::keep(root);
+        crate::reserve::keep(&self.layout);
+        // A pool that cannot be made larger may still have room.
+        let _ = self.pool_tend();
+        self.layout.file_systems().try_for_each(|folder| self.check_floor_at(folder, operation))
+    }
+
+    /// As [`Store::check_floor`], of the file system that the catalog lies on, and a pool's file.
+    pub(crate) fn check_host_floor(&self, operation: &str) -> Result<()> {
+        self.check_floor_at(self.layout.root(), operation)
+    }
+
+    fn check_floor_at(&self, root: &Path, operation: &str) -> Result<()> {
         let fs = FileSystem::at(root).map_err(|e| Error::io("look at the file system of", root, e))?;
-        let share = fs.total_bytes / 1000 * u64::from(self.floor.permille);
-        let floor = self.floor.bytes.max(share).min(fs.total_bytes / 2);
+        let floor = self.floor.of(&fs);
         let refuse = |reason: String| {
             Err(Error::new(Code::Full, operation, reason).object(root.display()).with_hint(
                 "free some space: `vellum gc` gives back what nothing needs, `vellum df` shows what takes it",
@@ -182,7 +209,7 @@ impl Store {
     /// Undoes an operation that failed: its intents are rolled back, and what it had made by then goes. The error that
     /// made it fail is what the caller hears; what cannot be undone now is undone by the next sweep.
     pub(crate) fn roll_back(&self, owner: &Owner) {
-        crate::reserve::release_if_full(self.layout.root());
+        crate::reserve::release_if_full(&self.layout);
         let rolled = self.catalog.write(crate::catalog::Durability::Normal, |tx| {
             crate::catalog::intents::take_over(tx, owner.id, owner.id)
         });
@@ -211,10 +238,9 @@ impl Store {
     /// Runs an operation with intents, and rolls them back when it fails.
     pub(crate) fn operate<T>(&self, work: impl FnOnce(&Owner) -> Result<T>) -> Result<T> {
         let owner = self.announce()?;
-        let out = work(&owner);
-        if out.is_err() {
+        work(&owner).map_err(|e| {
             self.roll_back(&owner);
-        }
-        out
+            crate::pool::explain(&self.layout, e)
+        })
     }
 }

@@ -49,7 +49,7 @@ impl Below {
 pub(crate) struct Staged {
     pub(crate) id: LayerId,
     pub(crate) filled: Filled,
-    /// Of the root, opened before the first write.
+    /// Of the data, opened before the first write.
     pub(crate) barrier: OwnedFd,
 }
 
@@ -214,7 +214,7 @@ impl Store {
         fill: impl FnOnce(LayerId) -> Result<Filled>,
     ) -> Result<Staged> {
         let driver = self.driver.name();
-        let barrier = crate::layout::open_folder(self.layout.root())?;
+        let barrier = crate::layout::open_folder(self.layout.data())?;
         let id = self.catalog.write(Durability::Normal, |tx| {
             if let Some(top) = below.top() {
                 intents::pin(tx, owner.id, top)?;
@@ -226,7 +226,8 @@ impl Store {
         let parallel = self.driver.capabilities().has(Ability::ParallelUnpack);
         let parent = if parallel { None } else { below.top() };
         self.create_layer(id, &CreateSpec { parent, view: false, options: &[] })?;
-        let filled = files::writing_back(self.layout.root(), || fill(id))?;
+        // What fails below the host's floor is told by the write.
+        let filled = self.watched(&|_| {}, || files::writing_back(self.layout.data(), || fill(id)))?;
         point("store.stage.filled")?;
         let reading = self.reading_layers()?;
         let _ = self.driver.commit(id, below.top(), &filled.finished.joints)?;
@@ -342,7 +343,7 @@ impl Store {
             self.driver.sync(staged.id)?;
             return files::sync_folder(folder, &["layer.json", "manifest", "recipe"]);
         }
-        files::barrier(&staged.barrier, self.layout.root())
+        files::barrier(&staged.barrier, self.layout.data())
     }
 }
 

@@ -197,14 +197,14 @@ impl Snapshots<'_> {
         let below = layer.parent.or(below);
         let driver = store.driver_named(&layer.driver)?;
         store.make_whole(layer.id)?;
-        let barrier = crate::layout::open_folder(store.layout.root())?;
+        let barrier = crate::layout::open_folder(store.layout.data())?;
         let _ = driver.commit(row.layer, below, &Joints::default())?;
         point("store.commit-snapshot.joined")?;
         let usage = driver.usage(row.layer)?;
         if usage.inodes <= crate::savepoints::FEW_INODES {
             driver.sync(row.layer)?;
         } else {
-            crate::files::barrier(&barrier, store.layout.root())?;
+            crate::files::barrier(&barrier, store.layout.data())?;
         }
         store.catalog.write(Durability::Full, |tx| {
             snapshots::commit(tx, &self.namespace, key, name, parent, labels)?;
@@ -272,7 +272,7 @@ impl Snapshots<'_> {
     /// [`Code::NotFound`]; [`Code::InUse`].
     pub fn remove(&self, key: &str) -> Result<()> {
         let store = self.store;
-        crate::reserve::release_if_full(store.layout.root());
+        crate::reserve::release_if_full(&store.layout);
         self.let_go(key)?;
         let owner = store.announce()?;
         let removed = store.catalog.write(Durability::Full, |tx| {

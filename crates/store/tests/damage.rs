@@ -24,7 +24,7 @@ fn furnished(test: &str, driver: &str) -> Option<(Place, Store)> {
 /// Where a file of the second layer lies on disk.
 fn payload(store: &Store, driver: &str) -> PathBuf {
     let layer = store.image_layers(&Image::simple().id()).unwrap()[1].id;
-    let home = store.root().join(driver);
+    let home = store.data().join(driver);
     let path = tree(&home)
         .into_iter()
         .find(|path| path.starts_with(&layer.to_string()) && path.ends_with("usr/x"))
@@ -67,12 +67,12 @@ fn root_lost_and_damaged_records_are_found_and_written_anew() {
     let image = Image::simple().id();
     let layers = store.image_layers(&image).unwrap();
     let side = |index: usize, name: &str| {
-        store.root().join("layers/overlay").join(layers[index].id.to_string()).join(name)
+        store.data().join("layers/overlay").join(layers[index].id.to_string()).join(name)
     };
-    let config = store.root().join("config").join(image.digest().hex());
-    let record = store.root().join("images/overlay").join(format!("{}.json", image.digest().hex()));
+    let config = store.data().join("config").join(image.digest().hex());
+    let record = store.data().join("images/overlay").join(format!("{}.json", image.digest().hex()));
     let blob = |index: usize| {
-        store.root().join("blobs/sha256").join(layers[index].blob.as_ref().unwrap().digest.unwrap().hex())
+        store.data().join("blobs/sha256").join(layers[index].blob.as_ref().unwrap().digest.unwrap().hex())
     };
     let flip = |path: &std::path::Path| {
         let mut bytes = std::fs::read(path).unwrap();
@@ -120,7 +120,7 @@ fn root_a_lost_layer_is_unpacked_again() {
             continue;
         };
         let layer = store.image_layers(&Image::simple().id()).unwrap()[1].id;
-        let home = store.root().join(driver);
+        let home = store.data().join(driver);
         lose(&home.join(layer.to_string()));
         assert!(ids(&store.check(false, &Silent).unwrap()).contains(&"VLM-L001"));
         store.check(true, &Silent).unwrap();
@@ -251,7 +251,7 @@ fn root_a_load_mends_what_it_does_not_find_on_disk_and_keeps_the_blob() {
         let Some((_place, store)) = without_blobs(test, driver) else { continue };
         let layers = store.image_layers(&Image::simple().id()).unwrap();
         for layer in &layers[..2] {
-            lose(&store.root().join(driver).join(layer.id.to_string()));
+            lose(&store.data().join(driver).join(layer.id.to_string()));
         }
         let report = store.load_image(Image::simple().input(&["x"], true), &Silent).unwrap();
         assert_eq!(report.layers_new, 2);

@@ -40,8 +40,8 @@ fn place(test: &str) -> Option<(Place, Store, Image)> {
 
 fn folders(place: &Place, store: &Store, id: &ContainerId) -> (PathBuf, PathBuf) {
     let layer = store.find_container(&id.to_string()).unwrap().layer.to_string();
-    let beside = place.root().join("layers/overlay").join(&layer);
-    (place.root().join("overlay").join(layer), beside)
+    let beside = place.data().join("layers/overlay").join(&layer);
+    (place.data().join("overlay").join(layer), beside)
 }
 
 fn mounted(store: &Store, id: &ContainerId, look: impl FnOnce(&Path)) {
@@ -123,8 +123,8 @@ fn root_what_a_power_cut_takes_of_a_new_snapshot_is_made_again() {
             snapshots.prepare(&key, Some("below"), &BTreeMap::new()).unwrap()
         };
         let layer = row.layer.to_string();
-        fs::remove_dir_all(place.root().join("overlay").join(&layer)).unwrap();
-        fs::remove_dir_all(place.root().join("layers/overlay").join(&layer)).unwrap();
+        fs::remove_dir_all(place.data().join("overlay").join(&layer)).unwrap();
+        fs::remove_dir_all(place.data().join("layers/overlay").join(&layer)).unwrap();
         assert!(snapshots.mounts(&key, &MountOptions::default()).is_ok());
         assert_clean(&store);
     }
@@ -140,7 +140,7 @@ fn root_a_layer_that_takes_long_to_make_has_an_intent() {
     store.load_image(image.input(&["img"], false), &Silent).unwrap();
     let id = store.create_container(&image.id(), CreateOptions::default()).unwrap();
     let layer = store.find_container(&id.to_string()).unwrap().layer.to_string();
-    fs::remove_dir_all(place.root().join("vfs").join(layer)).unwrap();
+    fs::remove_dir_all(place.data().join("vfs").join(layer)).unwrap();
     assert_eq!(store.mount(&id, &MountOptions::default()).unwrap_err().code(), Code::NotFound);
 }
 

@@ -50,7 +50,7 @@ fn assert_goes_without_a_trace(place: &Place, store: &Store) {
     assert_nothing_to_collect(store);
     assert_clean(store);
     for folder in [format!("layers/{}", place.driver), "mnt".into(), format!("trash/{}", place.driver)] {
-        let left = tree(&place.root().join(&folder));
+        let left = tree(&place.data().join(&folder));
         assert!(left.is_empty(), "{folder}: {left:?}");
     }
 }
@@ -188,7 +188,7 @@ fn root_check_and_rebuild_know_dockers_layers() {
             graph.put(id).unwrap();
         }
         let other = store.snapshots("docker").stat("other").unwrap().layer;
-        let record = place.root().join(format!("layers/{driver}/{other}/layer.json"));
+        let record = place.data().join(format!("layers/{driver}/{other}/layer.json"));
         let text = std::fs::read_to_string(&record).unwrap().replace("\"other\"", "\"twice\"");
         std::fs::write(&record, text).unwrap();
         drop(store);
@@ -209,7 +209,7 @@ fn root_check_and_rebuild_know_dockers_layers() {
             "btrfs" => "tree",
             _ => "diff",
         };
-        let file = place.root().join(driver).join(layer.to_string()).join(part).join("usr/x");
+        let file = place.data().join(driver).join(layer.to_string()).join(part).join("usr/x");
         unlocked(&file, || std::fs::write(&file, b"bad").unwrap());
         let findings = store.check(false, &Silent).unwrap();
         assert!(findings.iter().any(|finding| finding.id == "VLM-L004"), "{findings:#?}");

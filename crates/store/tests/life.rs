@@ -51,85 +51,99 @@ fn root_an_image_goes_in_and_comes_back_bit_for_bit() {
         assert_eq!(store.find_image("two:2").unwrap_err().code(), Code::NotFound);
         store.gc(false).unwrap();
         assert_nothing_to_collect(&store);
-        assert!(tree(&store.root().join(&place.driver)).iter().all(|path| !path.contains("diff/")));
+        assert!(tree(&store.data().join(&place.driver)).iter().all(|path| !path.contains("diff/")));
     });
 }
 
 #[test]
+fn loop_a_container_lives_in_a_pool_as_elsewhere() {
+    let test = "loop_a_container_lives_in_a_pool_as_elsewhere";
+    for (driver, fs) in [("overlay", PoolFs::Xfs), ("overlay", PoolFs::Btrfs), ("btrfs", PoolFs::Btrfs)] {
+        if let Some(place) = Place::on_pool(test, driver, fs) {
+            written_saved_rolled_back_and_committed(&place);
+        }
+    }
+}
+
+#[test]
 fn root_a_container_is_written_saved_rolled_back_and_committed() {
-    each("root_a_container_is_written_saved_rolled_back_and_committed", |place| {
-        let store = place.open();
-        let image = Image::simple();
-        store.load_image(image.input(&["img"], false), &Silent).unwrap();
-        let options = CreateOptions { name: Some("c".parse().unwrap()), ..CreateOptions::default() };
-        let id = store.create_container(&image.id(), options.clone()).unwrap();
-        assert_eq!(store.create_container(&image.id(), options).unwrap_err().code(), Code::Exists);
-        let path = store.mount(&id, &MountOptions::default()).unwrap();
-        assert_eq!(store.find_container("c").unwrap().mounted.as_deref(), Some(&*path));
-        assert!(!path.join("etc/a").exists());
-        assert_eq!(std::fs::read(path.join("etc/d")).unwrap(), [7; 5000]);
-        std::fs::write(path.join("etc/new"), b"one").unwrap();
-        std::fs::remove_file(path.join("usr/x")).unwrap();
-        let mut told = Vec::new();
-        store
-            .diff(&id, &mut |change, path| {
-                told.push((change, path.to_string()));
-                Ok(())
-            })
-            .unwrap();
-        assert!(told.contains(&(Change::Added, "/etc/new".into())), "{told:?}");
-        assert!(told.contains(&(Change::Deleted, "/usr/x".into())), "{told:?}");
-        assert_eq!(told.len(), 4, "{told:?}");
-        let save = store.snapshot(&id, None).unwrap();
-        assert_eq!(save.name.as_str(), "s1");
-        std::fs::write(path.join("etc/new"), b"two").unwrap();
-        assert_eq!(store.rollback(&id, None).unwrap_err().code(), Code::InUse);
-        assert_eq!(store.remove_container(&id, false).unwrap_err().code(), Code::InUse);
-        assert!(store.umount(&id, false, false).unwrap().unmounted);
-        store.rollback(&id, Some(&save.name)).unwrap();
-        let path = store.mount(&id, &MountOptions::default()).unwrap();
-        assert_eq!(std::fs::read(path.join("etc/new")).unwrap(), b"one");
-        assert!(!path.join("usr/x").exists());
-        let commit = CommitOptions { name: Some("made".parse().unwrap()), ..CommitOptions::default() };
-        let made = store.commit(&id, &commit).unwrap();
-        assert_eq!(store.image_layers(&made).unwrap().len(), 4);
-        let second = store.create_container(&made, CreateOptions::default()).unwrap();
-        let other = store.mount(&second, &MountOptions::default()).unwrap();
-        assert_eq!(std::fs::read(other.join("etc/new")).unwrap(), b"one");
-        assert!(!other.join("usr/x").exists());
-        let base = store.find_image("img").unwrap();
-        assert_eq!(base.unique, 0, "every layer of it is in the committed image too");
-        let mut out = Vec::new();
-        store.export(&second, &mut out).unwrap();
-        let imported = store
-            .import(ImportSource::Tar(Box::new(&out[..])), Some(&"flat".parse().unwrap()), &Silent)
-            .unwrap();
-        let third = store.create_container(&imported.id, CreateOptions::default()).unwrap();
-        let flat = store.mount(&third, &MountOptions::default()).unwrap();
-        assert_eq!(tree(&flat), tree(&other));
-        let folder = store.import(ImportSource::Folder(flat.clone()), None, &Silent).unwrap();
-        assert_eq!(folder.layers_shared + folder.layers_new, 1);
-        assert!(store.container_usage(&id).unwrap().inodes > 0);
-        assert_clean(&store);
-        let df = store.usage().unwrap();
-        assert_eq!((df.containers.count, df.containers.active, df.save_points.count), (3, 3, 1));
-        store.remove_container(&id, true).unwrap();
-        assert_eq!(store.remove_image("made", false).unwrap_err().code(), Code::InUse);
-        store.remove_image("made", true).unwrap();
-        for id in [second, third] {
-            assert!(store.umount(&id, true, false).unwrap().unmounted);
-            store.remove_container(&id, false).unwrap();
-        }
-        for name in ["img", "flat"] {
-            store.remove_image(name, true).unwrap();
-        }
-        store.gc(false).unwrap();
-        assert!(store.containers().unwrap().is_empty());
-        let info = store.info().unwrap();
-        assert_eq!((info.containers, info.save_points, info.mounted), (0, 0, 0));
-        assert_nothing_to_collect(&store);
-        assert_clean(&store);
-    });
+    each(
+        "root_a_container_is_written_saved_rolled_back_and_committed",
+        written_saved_rolled_back_and_committed,
+    );
+}
+
+fn written_saved_rolled_back_and_committed(place: &Place) {
+    let store = place.open();
+    let image = Image::simple();
+    store.load_image(image.input(&["img"], false), &Silent).unwrap();
+    let options = CreateOptions { name: Some("c".parse().unwrap()), ..CreateOptions::default() };
+    let id = store.create_container(&image.id(), options.clone()).unwrap();
+    assert_eq!(store.create_container(&image.id(), options).unwrap_err().code(), Code::Exists);
+    let path = store.mount(&id, &MountOptions::default()).unwrap();
+    assert_eq!(store.find_container("c").unwrap().mounted.as_deref(), Some(&*path));
+    assert!(!path.join("etc/a").exists());
+    assert_eq!(std::fs::read(path.join("etc/d")).unwrap(), [7; 5000]);
+    std::fs::write(path.join("etc/new"), b"one").unwrap();
+    std::fs::remove_file(path.join("usr/x")).unwrap();
+    let mut told = Vec::new();
+    store
+        .diff(&id, &mut |change, path| {
+            told.push((change, path.to_string()));
+            Ok(())
+        })
+        .unwrap();
+    assert!(told.contains(&(Change::Added, "/etc/new".into())), "{told:?}");
+    assert!(told.contains(&(Change::Deleted, "/usr/x".into())), "{told:?}");
+    assert_eq!(told.len(), 4, "{told:?}");
+    let save = store.snapshot(&id, None).unwrap();
+    assert_eq!(save.name.as_str(), "s1");
+    std::fs::write(path.join("etc/new"), b"two").unwrap();
+    assert_eq!(store.rollback(&id, None).unwrap_err().code(), Code::InUse);
+    assert_eq!(store.remove_container(&id, false).unwrap_err().code(), Code::InUse);
+    assert!(store.umount(&id, false, false).unwrap().unmounted);
+    store.rollback(&id, Some(&save.name)).unwrap();
+    let path = store.mount(&id, &MountOptions::default()).unwrap();
+    assert_eq!(std::fs::read(path.join("etc/new")).unwrap(), b"one");
+    assert!(!path.join("usr/x").exists());
+    let commit = CommitOptions { name: Some("made".parse().unwrap()), ..CommitOptions::default() };
+    let made = store.commit(&id, &commit).unwrap();
+    assert_eq!(store.image_layers(&made).unwrap().len(), 4);
+    let second = store.create_container(&made, CreateOptions::default()).unwrap();
+    let other = store.mount(&second, &MountOptions::default()).unwrap();
+    assert_eq!(std::fs::read(other.join("etc/new")).unwrap(), b"one");
+    assert!(!other.join("usr/x").exists());
+    let base = store.find_image("img").unwrap();
+    assert_eq!(base.unique, 0, "every layer of it is in the committed image too");
+    let mut out = Vec::new();
+    store.export(&second, &mut out).unwrap();
+    let imported =
+        store.import(ImportSource::Tar(Box::new(&out[..])), Some(&"flat".parse().unwrap()), &Silent).unwrap();
+    let third = store.create_container(&imported.id, CreateOptions::default()).unwrap();
+    let flat = store.mount(&third, &MountOptions::default()).unwrap();
+    assert_eq!(tree(&flat), tree(&other));
+    let folder = store.import(ImportSource::Folder(flat.clone()), None, &Silent).unwrap();
+    assert_eq!(folder.layers_shared + folder.layers_new, 1);
+    assert!(store.container_usage(&id).unwrap().inodes > 0);
+    assert_clean(&store);
+    let df = store.usage().unwrap();
+    assert_eq!((df.containers.count, df.containers.active, df.save_points.count), (3, 3, 1));
+    store.remove_container(&id, true).unwrap();
+    assert_eq!(store.remove_image("made", false).unwrap_err().code(), Code::InUse);
+    store.remove_image("made", true).unwrap();
+    for id in [second, third] {
+        assert!(store.umount(&id, true, false).unwrap().unmounted);
+        store.remove_container(&id, false).unwrap();
+    }
+    for name in ["img", "flat"] {
+        store.remove_image(name, true).unwrap();
+    }
+    store.gc(false).unwrap();
+    assert!(store.containers().unwrap().is_empty());
+    let info = store.info().unwrap();
+    assert_eq!((info.containers, info.save_points, info.mounted), (0, 0, 0));
+    assert_nothing_to_collect(&store);
+    assert_clean(&store);
 }
 
 #[test]

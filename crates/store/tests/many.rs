@@ -150,7 +150,7 @@ fn crowd(test: &str, driver: &str) {
     store.gc(false).unwrap();
     assert_nothing_to_collect(&store);
     assert_eq!(store.usage().unwrap().metadata.count, 0);
-    assert_eq!(std::fs::read_dir(store.root().join("layers").join(driver)).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(store.data().join("layers").join(driver)).unwrap().count(), 0);
     assert_clean(&store);
 }
 

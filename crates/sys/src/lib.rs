@@ -16,6 +16,7 @@
 //! | [`fsinfo`] | what a file system is and can do |
 //! | [`mod@btrfs`] | subvolumes of btrfs, and its trees |
 //! | [`ioctl`] | freezing a file system |
+//! | [`space`] | growing a file system, and telling its device what it does not use |
 //! | [`process`] | who uses a mount |
 //! | [`child`] | what a child process cost |
 //! | [`fault`] | named points where tests make things fail |
@@ -39,6 +40,7 @@ pub mod mountinfo;
 pub mod ns;
 pub mod process;
 pub mod random;
+pub mod space;
 
 /// Says that a test could not run here, and why.
 #[cfg(test)]

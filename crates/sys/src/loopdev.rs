@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 const LOOP_CLR_FD: Opcode = 0x4C01;
 const LOOP_GET_STATUS64: Opcode = 0x4C05;
+const LOOP_SET_CAPACITY: Opcode = 0x4C07;
 const LOOP_CONFIGURE: Opcode = 0x4C0A;
 const LOOP_CTL_GET_FREE: Opcode = 0x4C82;
 
@@ -150,6 +151,17 @@ impl LoopDevice {
     /// The device's node.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Makes the device as large as its file has become.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn follow_size(&self) -> io::Result<()> {
+        // SAFETY: LOOP_SET_CAPACITY takes no argument.
+        let request = unsafe { NoArg::<LOOP_SET_CAPACITY>::new() };
+        // SAFETY: the request is of the type that its number says.
+        Ok(unsafe { ioctl(&self.fd, request) }?)
     }
 
     /// Takes the file off the device now; while it is in use, once the last user lets go.

@@ -34,6 +34,9 @@ impl Gc {
         }
         let verb = if self.dry_run { "Would give back" } else { "Gave back" };
         out.line(format_args!("{verb}: {}", human::size(report.bytes)))?;
+        if let Some(trimmed) = report.trimmed {
+            out.line(format_args!("Of the pool's file: {}", human::size(trimmed)))?;
+        }
         out.finish()
     }
 }

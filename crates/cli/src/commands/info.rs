@@ -46,6 +46,9 @@ fn tell(info: &StoreInfo, out: &mut Out) -> Result<()> {
     }
     out.line(format_args!("Driver chosen: {}", info.driver_reason))?;
     out.line(format_args!("Root: {}", info.root.display()))?;
+    if let Some(pool) = &info.pool {
+        super::pool::tell(pool, out)?;
+    }
     out.line(format_args!("Runtime folder: {}", info.runtime.display()))?;
     out.line(format_args!("Rootless: {}", info.rootless))?;
     if let Some(reason) = &info.read_only {

@@ -15,9 +15,11 @@ mod image_tree;
 pub(crate) mod images;
 pub(crate) mod import;
 pub(crate) mod info;
+pub(crate) mod init;
 pub(crate) mod load;
 pub(crate) mod man;
 pub(crate) mod mount;
+pub(crate) mod pool;
 pub(crate) mod ps;
 pub(crate) mod rm;
 pub(crate) mod rmi;
@@ -60,6 +62,8 @@ pub(crate) fn run(cli: &Cli) -> Result<()> {
         Command::Unshare(command) => command.run(global),
         Command::Serve(command) => command.run(global),
         Command::System(command) => command.run(global),
+        Command::Init(command) => command.run(global),
+        Command::Pool(command) => command.run(global),
         Command::Info(command) => command.run(global),
         Command::Driver(command) => command.run(global),
         Command::Demo(command) => command.run(global),

@@ -3,11 +3,13 @@ use crate::context;
 use crate::failure::{Result, for_each};
 use crate::output::{Out, note};
 use clap::Args;
-use vellum_store::Unmounted;
+use vellum_store::{Code, Store, Unmounted};
 
 /// Give up mounts of containers
 ///
 /// Each `umount` takes back one `mount`; the file system goes with the last. A container that is not mounted is no error.
+///
+/// With --all a pool of the store is taken off, too, unless another process has the store open.
 #[derive(Debug, Args)]
 pub(crate) struct Umount {
     /// All containers, whatever their count
@@ -40,6 +42,18 @@ impl Umount {
             out.line(reference)
         });
         out.finish()?;
+        drop(store);
+        if self.all && outcome.is_ok() {
+            take_pool_off(global)?;
+        }
         outcome
+    }
+}
+
+/// One that is used stays: that all containers are unmounted is what was asked for.
+fn take_pool_off(global: &Global) -> Result<()> {
+    match Store::pool_unmount(&context::options(global)?) {
+        Err(e) if !matches!(e.code(), Code::NotFound | Code::InUse | Code::Unsupported) => Err(e.into()),
+        _ => Ok(()),
     }
 }

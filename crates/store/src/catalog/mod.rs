@@ -45,7 +45,7 @@ pub(crate) mod damage;
 pub(crate) mod images;
 pub(crate) mod intents;
 pub(crate) mod layers;
-mod room;
+pub(crate) mod room;
 pub(crate) mod schema;
 pub(crate) mod snapshots;
 

@@ -49,7 +49,7 @@ fn make(path: &Path, what: &str) -> Result<Option<File>> {
 }
 
 /// Has an empty file written in place. Where there is no such flag there is no such trouble.
-pub(super) fn write_in_place(file: &File) {
+pub(crate) fn write_in_place(file: &File) {
     if let Ok(flags) = rustix::fs::ioctl_getflags(file) {
         let _ = rustix::fs::ioctl_setflags(file, flags | IFlags::NOCOW);
     }

@@ -19,10 +19,13 @@ pub(crate) const APPLICATION_ID: i32 = 0x566c_6c6d;
 /// The tables below.
 pub(crate) const VERSION: i32 = 1;
 
+/// In `incompat`: the data lies in a pool, which must be mounted first.
+pub(crate) const POOL: &str = "pool";
+
 /// What this program knows of the three sets.
 const COMPAT: &[&str] = &[];
 const RO_COMPAT: &[&str] = &[];
-const INCOMPAT: &[&str] = &[];
+const INCOMPAT: &[&str] = &[POOL];
 
 const TABLES: &str = "
 CREATE TABLE meta (
@@ -212,4 +215,29 @@ pub(crate) fn set(tx: &Transaction<'_>, key: &str, value: &str) -> Result<()> {
     tx.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
         .execute(params![key, value])?;
     Ok(())
+}
+
+/// Whether one of the three sets has a name.
+pub(crate) fn has(meta: &BTreeMap<String, String>, set: &str, name: &str) -> bool {
+    meta.get(set).is_some_and(|names| names.split(',').any(|one| one == name))
+}
+
+/// Puts a name into one of the three sets, or takes it out.
+pub(crate) fn set_feature(tx: &Transaction<'_>, set_name: &str, name: &str, wanted: bool) -> Result<()> {
+    let now = get(tx, set_name)?.unwrap_or_default();
+    let others = now.split(',').filter(|one| !one.is_empty() && *one != name);
+    let names: Vec<&str> = others.chain(wanted.then_some(name)).collect();
+    set(tx, set_name, &names.join(","))
+}
+
+/// What the store has of its own: how many, and what they are.
+pub(crate) fn contents(tx: &Transaction<'_>) -> Result<Vec<(usize, &'static str)>> {
+    let mut found = Vec::new();
+    for (table, what) in [("images", "images"), ("containers", "containers"), ("layers", "layers")] {
+        let count: i64 = tx.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?;
+        if count > 0 {
+            found.push((usize::try_from(count).unwrap_or(usize::MAX), what));
+        }
+    }
+    Ok(found)
 }

@@ -183,14 +183,14 @@ impl Graph<'_> {
                 .with_hint("docker Puts a layer that it writes to before it makes one on it")
         };
         store.mounter.turn_read_only(layer).map_err(|e| refused(e.into()))?;
-        let barrier = crate::layout::open_folder(store.layout.root())?;
+        let barrier = crate::layout::open_folder(store.layout.data())?;
         let _ = held.driver.commit(layer, held.layer.parent, &Joints::default())?;
         point("store.graph.joined")?;
         let usage = held.driver.usage(layer)?;
         if usage.inodes <= crate::savepoints::FEW_INODES {
             held.driver.sync(layer)?;
         } else {
-            files::barrier(&barrier, store.layout.root())?;
+            files::barrier(&barrier, store.layout.data())?;
         }
         store.catalog.write(Durability::Full, |tx| {
             snapshots::seal(tx, self.namespace(), id)?;

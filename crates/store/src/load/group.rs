@@ -21,7 +21,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Layers that are joined and not recorded yet.
 pub(super) struct Group<'a> {
     load: &'a Load<'a>,
-    /// Of the root, opened before the first write: `syncfs` on it reports every error since.
+    /// Of the data, opened before the first write: `syncfs` on it reports every error since.
     barrier: OwnedFd,
     layers: Vec<(usize, Option<LayerId>, Box<Unpacked>)>,
     last: Instant,
@@ -29,7 +29,7 @@ pub(super) struct Group<'a> {
 
 impl<'a> Group<'a> {
     pub(super) fn open(load: &'a Load<'a>) -> Result<Self> {
-        let barrier = crate::layout::open_folder(load.store.layout.root())?;
+        let barrier = crate::layout::open_folder(load.store.layout.data())?;
         Ok(Self { load, barrier, layers: Vec::new(), last: Instant::now() })
     }
 
@@ -65,7 +65,7 @@ impl<'a> Group<'a> {
         }
         point("store.load.written")?;
         if !self.layers.is_empty() {
-            files::barrier(&self.barrier, store.layout.root())?;
+            files::barrier(&self.barrier, store.layout.data())?;
         }
         point("store.load.synced")?;
         let out = store.catalog.write(Durability::Full, |tx| work(tx, self))?;

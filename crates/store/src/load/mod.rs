@@ -1,6 +1,6 @@
 //! Loading images.
 //!
-//! 1. The floor of free space is looked at; a descriptor of the root is opened, so that every error of a later write-back
+//! 1. The floor of free space is looked at; a descriptor of the data's folder is opened, so that every error of a later write-back
 //!    is seen by the barrier.
 //! 2. Layers are unpacked, by several workers where the driver can join layers later, else one after the other. A worker takes
 //!    the lowest layer that nobody has:
@@ -107,11 +107,10 @@ impl Store {
             parallel: self.driver.capabilities().has(Ability::ParallelUnpack),
         };
         point("store.load.begin")?;
-        let outcome = load.run(&input, &facts);
-        if outcome.is_err() {
+        self.watched(&|e| load.give_up(e), || load.run(&input, &facts)).map_err(|e| {
             load.undo();
-        }
-        outcome
+            crate::pool::explain(&self.layout, e)
+        })
     }
 
     fn check_depth(&self, layers: usize) -> Result<()> {
@@ -165,12 +164,15 @@ impl Load<'_> {
             let job = &self.jobs[index];
             match self.one_layer(job, parent) {
                 Ok(slot) => self.board.put(index, slot),
-                Err(e) => {
-                    self.cancel.store(true, Ordering::Relaxed);
-                    self.board.fail(e.layer_context(job));
-                }
+                Err(e) => self.give_up(e.layer_context(job)),
             }
         }
+    }
+
+    /// Has all workers stop.
+    fn give_up(&self, error: Error) {
+        self.cancel.store(true, Ordering::Relaxed);
+        self.board.fail(error);
     }
 
     /// Has one layer: unpacks it, unless somebody has it or is at it.

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses some of it")]
 
 pub mod model;
+pub mod pools;
 
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
@@ -177,9 +178,20 @@ pub struct Place {
     _scratch: Option<Scratch>,
 }
 
+/// Has every store of these tests lie in a pool: `xfs` or `btrfs`.
+const POOLS: &str = "VELLUM_TEST_POOL";
+
 impl Place {
     /// `None`, and a line that says so, when this machine cannot run the driver.
     pub fn new(test: &str, driver: &str) -> Option<Self> {
+        match std::env::var(POOLS).as_deref() {
+            // This driver works on no other.
+            Ok(_) if driver == "btrfs" => return Self::on_pool(test, driver, PoolFs::Btrfs),
+            Ok("btrfs") => return Self::on_pool(test, driver, PoolFs::Btrfs),
+            Ok("xfs") => return Self::on_pool(test, driver, PoolFs::Xfs),
+            Ok(other) => panic!("{POOLS} is xfs or btrfs, and not {other}"),
+            Err(_) => {}
+        }
         let skip = |reason: &dyn std::fmt::Display| vellum_testkit::skip::record(test, &reason.to_string());
         let scratch = match driver {
             "btrfs" if rustix::process::geteuid().is_root() => match Scratch::new(Kind::Btrfs) {
@@ -207,6 +219,27 @@ impl Place {
             return None;
         }
         Some(place)
+    }
+
+    /// A place whose store lies in a pool.
+    pub fn on_pool(test: &str, driver: &str, fs: PoolFs) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Self { dir: Some(dir), driver: driver.to_owned(), _scratch: None };
+        let spec = PoolSpec { size: 1 << 30, fs, preallocate: false };
+        match Store::pool_create(&place.options(), &spec) {
+            Ok(_) => Some(place),
+            Err(e) if e.code() == Code::Unsupported => {
+                vellum_testkit::skip::record(test, &told(&e));
+                None
+            }
+            Err(e) => panic!("{}", told(&e)),
+        }
+    }
+
+    /// Where the store's data lies.
+    pub fn data(&self) -> PathBuf {
+        let pool = self.root().join("pool/data");
+        if pool.exists() { pool } else { self.root() }
     }
 
     pub fn root(&self) -> PathBuf {

@@ -382,7 +382,7 @@ fn mend(store: &Store, driver: &str, k: u8) -> Result<()> {
         return Ok(());
     }
     let layers = store.image_layers(&image(k).id())?;
-    let folder = store.root().join("layers").join(driver).join(layers[1].id.to_string());
+    let folder = store.data().join("layers").join(driver).join(layers[1].id.to_string());
     std::fs::write(folder.join("recipe"), b"bad").unwrap();
     assert!(!store.check(false, &Silent)?.is_empty());
     // Without a name, which might be another image's now.
