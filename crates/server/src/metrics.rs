@@ -7,6 +7,8 @@
 //! | `vellum_store_layers`, `_containers`, `_images` | root | what the store has |
 //! | `vellum_store_bytes` | root, kind (`images`, `containers`, `snapshots`, `metadata`, `unused`) | what it takes on disk |
 //! | `vellum_fs_bytes` | root, kind (`total`, `free`) | the file system below it; of a store in a pool, the pool's |
+//! | `vellum_pool_bytes` | root, kind (`size`, `allocated`, `used`, `free`, `host_free`, `missing`) | the pool: its file and what that takes on the host, what is used and free in it, what the host has free, and what the pool promises beyond that |
+//! | `vellum_pool_failed` | root | 1 when the pool's file system has failed |
 //!
 //! The store is asked when Prometheus asks, and not more often than every [`FRESH`]. Served over HTTP at `/metrics` of an address that the configuration names,
 //! without authentication: an address of the loopback interface, mostly.
@@ -73,6 +75,8 @@ pub(crate) struct Metrics {
     images: Family<OfStore, Gauge>,
     bytes: Family<KindOfStore, Gauge>,
     fs: Family<KindOfStore, Gauge>,
+    pool: Family<KindOfStore, Gauge>,
+    pool_failed: Family<OfStore, Gauge>,
     asked: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -96,6 +100,8 @@ impl Metrics {
             images: Family::default(),
             bytes: Family::default(),
             fs: Family::default(),
+            pool: Family::default(),
+            pool_failed: Family::default(),
             asked: Arc::default(),
         };
         registry.register("operations", "Requests answered", metrics.operations.clone());
@@ -110,6 +116,8 @@ impl Metrics {
         registry.register("store_images", "Images", metrics.images.clone());
         registry.register("store_bytes", "What the store takes on disk, by kind", metrics.bytes.clone());
         registry.register("fs_bytes", "The file system that the store is on", metrics.fs.clone());
+        registry.register("pool_bytes", "The store's pool", metrics.pool.clone());
+        registry.register("pool_failed", "Whether the pool has failed", metrics.pool_failed.clone());
         metrics.registry = Arc::new(registry);
         metrics
     }
@@ -155,9 +163,22 @@ impl Metrics {
         ] {
             bytes(&self.bytes, kind, line.bytes);
         }
-        if let Ok(fs) = FileSystem::at(store.root()) {
+        if let Ok(fs) = FileSystem::at(store.data()) {
             bytes(&self.fs, "total", fs.total_bytes);
             bytes(&self.fs, "free", fs.free_bytes);
+        }
+        if let Some(pool) = &info.pool {
+            for (kind, value) in [
+                ("size", pool.size),
+                ("allocated", pool.allocated),
+                ("used", pool.used.unwrap_or(0)),
+                ("free", pool.free.unwrap_or(0)),
+                ("host_free", pool.host_free),
+                ("missing", pool.missing),
+            ] {
+                bytes(&self.pool, kind, value);
+            }
+            set(&self.pool_failed, usize::from(pool.failure.is_some()));
         }
         Ok(())
     }

@@ -46,13 +46,9 @@ pub fn serve(config: &Config, options: impl Fn(&Path) -> OpenOptions) -> Result<
         .map_err(|e| Error::io("start", "the event loop", e))?;
     let ended = runtime.block_on(async {
         let metrics = Metrics::new();
+        let every = each_once(&stores);
+        tokio::spawn(tend_pools(every.clone()));
         if let Some(listener) = asked {
-            let mut every: Vec<Arc<Store>> = Vec::new();
-            for store in &stores {
-                if !every.iter().any(|other| other.root() == store.root()) {
-                    every.push(Arc::clone(store));
-                }
-            }
             tokio::spawn(metrics::serve(listener, metrics.clone(), every));
         }
         open_doors(&config.doors, sockets, &stores, &metrics).await
@@ -60,6 +56,43 @@ pub fn serve(config: &Config, options: impl Fn(&Path) -> OpenOptions) -> Result<
     // A request that is given up may still be at work in the store; it is as if the process were killed now.
     runtime.shutdown_background();
     ended
+}
+
+/// Every store once, however many doors and drivers it has.
+fn each_once(stores: &[Arc<Store>]) -> Vec<Arc<Store>> {
+    let mut every: Vec<Arc<Store>> = Vec::new();
+    for store in stores {
+        if !every.iter().any(|other| other.root() == store.root()) {
+            every.push(Arc::clone(store));
+        }
+    }
+    every
+}
+
+/// How often it is looked whether a pool fills: containers write without asking anybody.
+const TEND: Duration = Duration::from_secs(1);
+
+/// Makes pools larger as they fill.
+async fn tend_pools(stores: Vec<Arc<Store>>) {
+    let pools: Vec<_> = stores.into_iter().filter(|store| store.data() != store.root()).collect();
+    let mut last = String::new();
+    while !pools.is_empty() {
+        tokio::time::sleep(TEND).await;
+        for store in &pools {
+            let store = Arc::clone(store);
+            match tokio::task::spawn_blocking(move || store.pool_tend().map(|grown| (grown, store))).await {
+                Ok(Ok((true, store))) => {
+                    tracing::info!(root = %store.root().display(), "the pool is larger now")
+                }
+                // What stays as it is, is told once.
+                Ok(Err(error)) if last != error.to_string() => {
+                    tracing::warn!(%error, "cannot make the pool larger");
+                    last = error.to_string();
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 /// A store for every door; doors that want the same share it.

@@ -17,6 +17,7 @@
 //!   trash/<driver>/             what was removed and is not deleted yet                               [`trash`]
 //!   <driver>/                   the driver's own
 //!   mnt/                        the mounter's mountpoints
+//!   pool/                       a pool: there, and not here, lie config/ to tmp/, trash/ and <driver>/   [`pool`]
 //! RUNTIME/                      the mounter's records
 //! ```
 //!
@@ -36,7 +37,7 @@
 //!
 //! Each module opens with its numbered algorithm: load ([`load`]), create, mount and remove ([`containers`]), commit, import and
 //! export ([`stream`]), snapshot and rollback ([`savepoints`]), images' names and removal ([`images`]), garbage collection
-//! ([`gc`]), check ([`check`], [`verify`]) and repair ([`repair`], [`mend`], [`rebuild`]), front ends' snapshots ([`views`], [`adopt`]) and docker's layers ([`graph`]), reset ([`reset`]).
+//! ([`gc`]), check ([`check`], [`verify`]) and repair ([`repair`], [`mend`], [`rebuild`]), front ends' snapshots ([`views`], [`adopt`]), docker's layers ([`graph`]), pools ([`pool`]), reset ([`reset`]).
 //!
 //! # Where a crash leaves what
 //!
@@ -52,6 +53,7 @@
 //! | remove | nothing happened | removal finished at the next open | nothing happened | finished at the next open |
 //! | gc | nothing happened, or some items are gone | the rest at the next | the same | the same |
 //! | repair of a layer | the layer is damaged as before, and the next load or repair does it | mended, or the replacement is finished at the next open | the same | mended |
+//! | making or removing a pool | `pool/` is taken away at the next open; the store has none | it has one, or none any more | the same | the same |
 //! | rebuild of the catalog | the damaged one is still there | the new one is | the same | the same |
 
 #![allow(rustdoc::private_intra_doc_links)]

@@ -7,13 +7,17 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
 /// What CI leaves out: it would take an hour.
-const LEFT_OUT: [&str; 4] = [
+const LEFT_OUT: [&str; 5] = [
     "a kill at every named point on the btrfs driver (CI: at every point on the others, at random on btrfs)",
     "the large image: fourteen layers of Debian, loaded, saved and compared with what other tools make of it (CI: a small one)",
     "a minute each of kills, power cuts, sixty-four processes, flipped bits and random sequences, on each driver and file system \
      (CI: seconds each, sixteen processes; for longer: cargo xtask campaign)",
+    "all tests of the store in pools, of XFS and of btrfs (CI: pools' own, and the life of a container)",
     "half a minute of mutations for each fuzz target (CI: a second and a half; guided by coverage: cargo xtask fuzz)",
 ];
+
+/// The file systems of the pools in which all tests of the store are run once more.
+const POOLS: &[&str] = &["xfs", "btrfs"];
 
 /// Removes what killed tests left behind; whether there was something.
 pub(crate) fn clean() -> Result<bool, Error> {
@@ -51,6 +55,11 @@ pub(crate) fn test(all: bool) -> Result<(), Error> {
         command.env("VELLUM_TEST_ALL", "1").env("VELLUM_CAMPAIGN_SECONDS", "60");
     }
     let mut counts = count(&mut command)?;
+    for fs in if all { POOLS } else { &[] } {
+        let mut command = cargo_command(&["test", "--package", "vellum-store", "--no-fail-fast"]);
+        command.env("VELLUM_TEST_POOL", fs).env(vellum_testkit::skip::VARIABLE, &skips);
+        counts.join(&count(command.stdin(Stdio::null()).stdout(Stdio::piped()))?);
+    }
     if clean()? {
         println!("these tests left that behind, which they must not");
         counts.failed += 1;
@@ -85,6 +94,13 @@ struct Counts {
 }
 
 impl Counts {
+    /// Adds those of another run.
+    fn join(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ended_well &= other.ended_well;
+    }
+
     /// Adds the line with which a test program ends: `test result: ok. 3 passed; 0 failed; …`.
     fn add(&mut self, line: &str) {
         let Some(rest) = line.strip_prefix("test result: ") else { return };

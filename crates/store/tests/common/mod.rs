@@ -223,8 +223,10 @@ impl Place {
 
     /// A place whose store lies in a pool.
     pub fn on_pool(test: &str, driver: &str, fs: PoolFs) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let place = Self { dir: Some(dir), driver: driver.to_owned(), _scratch: None };
+        // What a killed test leaves mounted is found by the folder's name.
+        let scratch = Scratch::new(Kind::Here).unwrap();
+        let dir = tempfile::tempdir_in(scratch.path()).unwrap();
+        let place = Self { dir: Some(dir), driver: driver.to_owned(), _scratch: Some(scratch) };
         let spec = PoolSpec { size: 1 << 30, fs, preallocate: false };
         match Store::pool_create(&place.options(), &spec) {
             Ok(_) => Some(place),
