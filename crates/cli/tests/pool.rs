@@ -3,8 +3,12 @@
 mod common;
 
 use common::user::{User, refused};
-use common::{Store, has, is_root};
+use common::{Store, is_root};
 use vellum_testkit::skip;
+
+fn has(program: &str) -> bool {
+    std::process::Command::new(program).arg("-V").output().is_ok_and(|out| out.status.success())
+}
 
 #[test]
 fn loop_a_store_is_made_with_a_pool_and_emptied_of_it() {
