@@ -99,7 +99,7 @@ fn root_a_failed_load_leaves_the_store_as_it_was() {
         let kept = base();
         store.load_image(kept.input(&["kept"], true), &Silent).unwrap();
         store.gc(false).unwrap();
-        let before = state(store.root());
+        let before = state(store.data());
         for (what, input, said) in INPUTS {
             let error = store.load_image(input(), &Silent).unwrap_err();
             assert!(
@@ -108,7 +108,7 @@ fn root_a_failed_load_leaves_the_store_as_it_was() {
                 told(&error)
             );
             assert!(told(&error).contains(said), "{driver}, {what}: {}", told(&error));
-            let after = state(store.root());
+            let after = state(store.data());
             let changed: Vec<_> = before
                 .keys()
                 .chain(after.keys())

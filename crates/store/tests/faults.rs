@@ -264,7 +264,7 @@ fn look_after(place: &Place, at: &str) {
 fn assert_no_leak(store: &Store, place: &Place, at: &str) {
     let known = store.usage().unwrap().metadata.count;
     let names = |folder: &str| -> Vec<String> {
-        std::fs::read_dir(store.data().join(folder))
+        std::fs::read_dir(part(store, folder))
             .map(|entries| entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect())
             .unwrap_or_default()
     };

@@ -50,7 +50,7 @@ fn assert_goes_without_a_trace(place: &Place, store: &Store) {
     assert_nothing_to_collect(store);
     assert_clean(store);
     for folder in [format!("layers/{}", place.driver), "mnt".into(), format!("trash/{}", place.driver)] {
-        let left = tree(&place.data().join(&folder));
+        let left = tree(&part(store, &folder));
         assert!(left.is_empty(), "{folder}: {left:?}");
     }
 }

@@ -86,7 +86,7 @@ fn look_after(place: &Place, model: &mut Model, cut_short: Option<Op>) -> Result
 /// Nothing lies about that no row names.
 fn assert_no_leak(store: &Store, place: &Place) {
     let names = |folder: &str| -> Vec<String> {
-        std::fs::read_dir(store.data().join(folder))
+        std::fs::read_dir(part(store, folder))
             .map(|entries| entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect())
             .unwrap_or_default()
     };

@@ -34,6 +34,16 @@ fn child_with_a_pool() {
     note("removed");
 }
 
+#[test]
+fn loop_a_load_that_finds_a_pool_full_is_tried_again_when_it_has_room() {
+    let test = "loop_a_load_that_finds_a_pool_full_is_tried_again_when_it_has_room";
+    let Some(host) = Host::new(test, 900) else { return };
+    assert!(!killed(host.path(), "store.load.unpacked=ENOSPC"));
+    assert_eq!(std::fs::read_to_string(host.path().join("done")).unwrap(), "removed");
+    Store::reset(&host.options("overlay")).unwrap();
+    host.assert_off();
+}
+
 /// Whether the child was killed; it may also have come to its end.
 fn killed(dir: &Path, fault: &str) -> bool {
     let status = Command::new(std::env::current_exe().unwrap())

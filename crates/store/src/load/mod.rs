@@ -15,6 +15,8 @@
 //!    durable transaction that calls these layers ready. A load that is killed later resumes from there.
 //! 5. The last group's transaction also records the image and its names, which are re-pointed at once.
 //!
+//! A load that finds a pool full is tried once more when the pool has been made larger.
+//!
 //! On an error all intents are rolled back, and layers that this load made ready and that nothing else uses go too.
 //! Memory does not grow with the image: a worker has one decoder, one buffer, and what the target keeps for each entry.
 
@@ -86,6 +88,21 @@ impl Store {
         }
         self.check_depth(facts.diff_ids.len())?;
         self.check_floor("load the image")?;
+        match self.load_once(&input, &facts, progress) {
+            // A pool that filled faster than it was made larger has room by now.
+            Err(e) if e.code() == Code::Full && self.pool_has_room() => {
+                self.load_once(&input, &facts, progress)
+            }
+            result => result,
+        }
+    }
+
+    fn load_once(
+        &self,
+        input: &ImageInput<'_>,
+        facts: &imageconfig::Facts,
+        progress: &dyn Progress,
+    ) -> Result<LoadReport> {
         let chain = ChainId::chain(&facts.diff_ids);
         let jobs: Vec<Job<'_>> = (facts.diff_ids.iter().zip(&chain).zip(&input.layers).enumerate())
             .map(|(index, ((diff, chain), source))| Job {
@@ -107,7 +124,7 @@ impl Store {
             parallel: self.driver.capabilities().has(Ability::ParallelUnpack),
         };
         point("store.load.begin")?;
-        self.watched(&|e| load.give_up(e), || load.run(&input, &facts)).map_err(|e| {
+        self.watched(&|e| load.give_up(e), || load.run(input, facts)).map_err(|e| {
             load.undo();
             crate::pool::explain(&self.layout, e)
         })

@@ -125,6 +125,16 @@ impl Store {
         self.grow_to(&facts, |sizes| Ok(if sizes.is_filling() { sizes.next() } else { None }))
     }
 
+    /// Whether there is a pool with room in it that the host can give, after it was made larger if need be.
+    pub(crate) fn pool_has_room(&self) -> bool {
+        let Ok(Some(facts)) = Facts::of(&self.layout) else { return false };
+        let _ = self.pool_tend();
+        self.pool_sizes(&facts).is_ok_and(|sizes| {
+            let host = sizes.preallocated || sizes.host_free > sizes.host_floor.saturating_add(LEAST_STEP);
+            host && !sizes.is_filling()
+        })
+    }
+
     fn pool_facts(&self, operation: &str) -> Result<Facts> {
         Facts::of(&self.layout)?.ok_or_else(|| missing(&self.layout, operation))
     }

@@ -186,12 +186,16 @@ impl Place {
     pub fn new(test: &str, driver: &str) -> Option<Self> {
         match std::env::var(POOLS).as_deref() {
             // This driver works on no other.
-            Ok(_) if driver == "btrfs" => return Self::on_pool(test, driver, PoolFs::Btrfs),
-            Ok("btrfs") => return Self::on_pool(test, driver, PoolFs::Btrfs),
-            Ok("xfs") => return Self::on_pool(test, driver, PoolFs::Xfs),
+            Ok(_) if driver == "btrfs" => Self::on_pool(test, driver, PoolFs::Btrfs),
+            Ok("btrfs") => Self::on_pool(test, driver, PoolFs::Btrfs),
+            Ok("xfs") => Self::on_pool(test, driver, PoolFs::Xfs),
             Ok(other) => panic!("{POOLS} is xfs or btrfs, and not {other}"),
-            Err(_) => {}
+            Err(_) => Self::without_pool(test, driver),
         }
+    }
+
+    /// As [`Place::new`], whatever the other tests do.
+    pub fn without_pool(test: &str, driver: &str) -> Option<Self> {
         let skip = |reason: &dyn std::fmt::Display| vellum_testkit::skip::record(test, &reason.to_string());
         let scratch = match driver {
             "btrfs" if rustix::process::geteuid().is_root() => match Scratch::new(Kind::Btrfs) {
@@ -306,6 +310,12 @@ pub fn assert_clean(store: &Store) {
 pub fn assert_nothing_to_collect(store: &Store) {
     let report = store.gc(true).unwrap();
     assert!(report.items.is_empty(), "{report:#?}");
+}
+
+/// Where a part of a store lies: in its folder, or with its data.
+pub fn part(store: &Store, name: &str) -> PathBuf {
+    let beside = ["mnt", "locks"].contains(&name);
+    if beside { store.root().join(name) } else { store.data().join(name) }
 }
 
 /// Every path below a folder, for comparing.
