@@ -199,3 +199,31 @@ fn root_an_ordinary_user_is_told_that_only_root_can_serve() {
     assert!(error.contains("only root"), "{error}");
     assert!(!user.path("x.sock").exists());
 }
+
+#[test]
+fn loop_a_server_makes_a_pool_larger_as_containers_fill_it() {
+    if !is_root() || !Command::new("mkfs.xfs").arg("-V").output().is_ok_and(|out| out.status.success()) {
+        skip!("needs root and xfsprogs");
+    }
+    let store = Store::new("overlay");
+    store.words("init --pool --size 300M").ok();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let socket = store.path("a.sock").display().to_string();
+    let line = format!("serve containerd --socket {socket} --metrics {free}");
+    let mut server = Server::start(&store, &mut serve(&store, &line));
+    let scrape = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let answer = ask(std::net::TcpStream::connect(free).unwrap(), scrape);
+    assert!(answer.contains("vellum_pool_bytes{") && answer.contains("kind=\"missing\""), "{answer}");
+    assert!(answer.contains("vellum_pool_failed{"), "{answer}");
+    let before = store.json("pool status --json")["size"].as_u64().unwrap();
+    // Nobody asks the store for this.
+    std::fs::write(store.path("root/pool/data/overlay/written"), vec![1; 150 << 20]).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while store.json("pool status --json")["size"].as_u64().unwrap() == before {
+        assert!(Instant::now() < until, "it did not grow: {}", server.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(server.log().contains("the pool is larger now"), "{}", server.log());
+    std::fs::remove_file(store.path("root/pool/data/overlay/written")).unwrap();
+    assert_eq!(server.end(rustix::process::Signal::TERM), Some(0));
+}
