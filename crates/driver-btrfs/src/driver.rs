@@ -202,6 +202,7 @@ fn capabilities() -> Capabilities {
         .with(Ability::Rootless, Support::No, "subvolumes are searched with privileges of the host")
         .with(Ability::MaxLayers, Support::Limit(NO_LIMIT), "a mount is one subvolume however long the chain")
         .with(Ability::SharesPageCache, Support::No, "each snapshot has inodes of its own")
+        .with(Ability::StoresFilesOnce, Support::No, "each layer has files of its own")
         .with(Ability::ParallelUnpack, Support::No, "a layer's tree begins as a snapshot of its parent's")
         .with(Ability::ClassicMounts, Support::Yes, "a tree is one bind mount")
         .with(Ability::MetadataOnlyCopyUp, Support::Yes, whole)

@@ -268,6 +268,7 @@ fn capabilities(features: &Features) -> Capabilities {
         .with(Ability::Rootless, Support::No, "images are mounted with privileges of the host")
         .with(Ability::MaxLayers, Support::Limit(NO_LIMIT), "an image is one tree however many layers it is made of")
         .with(Ability::SharesPageCache, Support::Yes, "containers of all images read the same objects")
+        .with(Ability::StoresFilesOnce, Support::Yes, "contents are objects, named by their digest")
         .with(Ability::ParallelUnpack, Support::Yes, "a layer's tree does not depend on its parent until it is joined")
         .with(Ability::ClassicMounts, Support::Yes, "an overlay over an image that is mounted before")
         .with(Ability::MetadataOnlyCopyUp, Support::Yes, "metacopy, as probed")
@@ -461,6 +462,10 @@ impl Driver for Composefs {
         };
         home::purge(trashed)?;
         Ok(heirs.into_iter().collect())
+    }
+
+    fn purges_only_the_folder(&self, trashed: &Path) -> bool {
+        [TREE, TAKING].iter().all(|name| !trashed.join(name).exists())
     }
 
     fn prepare(&self, id: LayerId) -> Result<Changed> {

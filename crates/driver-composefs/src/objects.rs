@@ -98,6 +98,18 @@ impl Objects {
         }
     }
 
+    /// Removes the folders that removed objects were in, where nothing else is.
+    fn remove_empty_folders(&self, removed: &BTreeSet<Digest>) -> io::Result<()> {
+        let folders: BTreeSet<u8> = removed.iter().map(|digest| digest.0[0]).collect();
+        for folder in folders {
+            match rustix::fs::unlinkat(&self.dir, format!("{folder:02x}"), AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// Brings an object to the disk.
     pub(crate) fn sync(&self, digest: &Digest) -> io::Result<()> {
         rustix::fs::fsync(self.read(digest)?)?;
@@ -479,5 +491,6 @@ pub(crate) fn collect(
         }
     }
     dead.iter().try_for_each(|digest| objects.remove(digest))?;
+    objects.remove_empty_folders(&dead)?;
     Ok(collected)
 }

@@ -193,6 +193,7 @@ fn capabilities(features: &Features, config: DriverConfig) -> Capabilities {
             },
         )
         .with(Ability::SharesPageCache, Support::Yes, "containers read the files of the same lower layers")
+        .with(Ability::StoresFilesOnce, Support::No, "each layer has files of its own")
         .with(
             Ability::ParallelUnpack,
             Support::Yes,

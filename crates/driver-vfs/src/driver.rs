@@ -122,6 +122,7 @@ fn capabilities(reflink: bool) -> Capabilities {
         .with(Ability::Rootless, Support::Yes, "plain folders need no privileges")
         .with(Ability::MaxLayers, Support::Limit(NO_LIMIT), "a mount is one folder however long the chain")
         .with(Ability::SharesPageCache, Support::No, copies)
+        .with(Ability::StoresFilesOnce, Support::No, "each layer has files of its own")
         .with(Ability::ParallelUnpack, Support::No, "a layer's tree begins as a copy of its parent's")
         .with(Ability::ClassicMounts, Support::Yes, "a tree is one bind mount")
         .with(

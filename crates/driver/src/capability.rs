@@ -21,6 +21,8 @@ pub enum Ability {
     MaxLayers,
     /// Containers that read the same file of an image read the same memory.
     SharesPageCache,
+    /// A file that several layers have is stored once, so that what a layer takes changes when others go.
+    StoresFilesOnce,
     /// Layers can be unpacked without their parent and joined at commit.
     ParallelUnpack,
     /// Mounts can be handed out as classic mount strings, to be performed by somebody else.

@@ -279,6 +279,12 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// The file system's.
     fn purge(&self, trashed: &Path) -> Result<Vec<LayerId>>;
 
+    /// Whether deleting what [`Driver::remove`] moved into the trash takes no more than deleting the files that are in it there.
+    fn purges_only_the_folder(&self, trashed: &Path) -> bool {
+        let _ = trashed;
+        true
+    }
+
     /// Makes ahead what mounts of the committed layer `id`, and of layers on it, need, which the first of them makes otherwise. [`Changed::Yes`]: its
     /// usage is another one now.
     ///

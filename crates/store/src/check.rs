@@ -23,7 +23,7 @@ use rusqlite::Transaction;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use vellum_driver::Kind;
+use vellum_driver::{Ability, Kind};
 use vellum_types::{ChainId, ImageId, LayerId};
 
 /// A finding, with the layer it is about, for the repair.
@@ -313,7 +313,8 @@ impl Store {
             Ok(None) => bad("the file is missing".into()),
             Ok(Some(file)) => {
                 let want = self.catalog.read(|tx| LayerFile::of(tx, layer))?;
-                if file.same_identity(&want) {
+                let driver = self.driver_named(&layer.driver)?;
+                if file.same_identity(&want, driver.capabilities().has(Ability::StoresFilesOnce)) {
                     None
                 } else if layer.role == Role::Snapshot && file.id == layer.id {
                     // Its labels and its kind change, and the file follows: a kill in between leaves the old one.
@@ -372,6 +373,10 @@ impl Store {
             .map(|damage| damage.layer)
             .collect();
         let sound: Vec<LayerId> = known.iter().filter(|id| !bad.contains_key(id)).copied().collect();
+        if self.read_only.is_none() {
+            // Before it is noted: a load may begin to mend at once.
+            bad.keys().try_for_each(|id| self.distrust(*id))?;
+        }
         bad.retain(|id, _| !known.contains(id));
         if self.read_only.is_some() || (bad.is_empty() && sound.is_empty()) {
             return Ok(());

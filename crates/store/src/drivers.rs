@@ -6,8 +6,12 @@ use std::sync::Arc;
 use vellum_driver::{Driver, DriverConfig, Factory, ProbeEnvironment, select};
 
 /// All of them.
-pub(crate) const FACTORIES: &[&dyn Factory] =
-    &[&vellum_driver_overlay::FACTORY, &vellum_driver_btrfs::FACTORY, &vellum_driver_vfs::FACTORY];
+pub(crate) const FACTORIES: &[&dyn Factory] = &[
+    &vellum_driver_composefs::FACTORY,
+    &vellum_driver_overlay::FACTORY,
+    &vellum_driver_btrfs::FACTORY,
+    &vellum_driver_vfs::FACTORY,
+];
 
 /// The driver of this name or alias.
 pub(crate) fn factory(name: &str) -> Result<&'static dyn Factory> {

@@ -162,6 +162,7 @@ mod tests {
             "whoever uses the container next makes it whole again; `store.fresh.synced` comes after it",
         ),
         ("measure", "a number that is measured again when it is not there"),
+        ("prepare_to_mount", "a number that is behind until the layer is measured again"),
         ("replace", "its callers have points after it"),
         ("sync_folder", "its callers have points before and after it"),
         ("follow_image", "inside the transactions of its callers"),

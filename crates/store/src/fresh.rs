@@ -31,13 +31,30 @@ use crate::locks::{Hold, LayerLock};
 use crate::{Code, Error, Result, Store, recovery};
 use rusqlite::Transaction;
 use vellum_archive::target::Usage;
-use vellum_driver::{Ability, CreateSpec, Driver, ErrorKind, Kind};
+use vellum_driver::{Ability, Changed, CreateSpec, Driver, ErrorKind, Kind};
 use vellum_types::LayerId;
 
 impl Store {
     /// Whether a new layer may be made without a sync of its files. Options would have to be remembered.
     pub(crate) fn makes_fresh(&self, options: &[(String, String)]) -> bool {
         options.is_empty() && self.driver.capabilities().has(Ability::InstantCreate)
+    }
+
+    /// Has the driver make what mounts on a committed layer need. Its usage, if that is another one now.
+    pub(crate) fn prepared(&self, driver: &dyn Driver, id: LayerId) -> Result<Option<Usage>> {
+        match driver.prepare(id)? {
+            Changed::Yes => Ok(Some(driver.usage(id)?)),
+            Changed::No => Ok(None),
+        }
+    }
+
+    /// The same, and records the usage. Whoever mounts makes what is missing otherwise, and nobody counts it.
+    pub(crate) fn prepare_to_mount(&self, driver: &dyn Driver, id: Option<LayerId>) -> Result<()> {
+        let Some(id) = id else { return Ok(()) };
+        if let Some(usage) = self.prepared(driver, id)? {
+            self.catalog.write(Durability::Normal, |tx| layers::set_usage(tx, id, Some(usage)))?;
+        }
+        Ok(())
     }
 
     /// Makes a writable layer, or a view, on what `parent` finds. `holder` adds the rows of what is to have it, and gives its `layer.json`.
@@ -49,9 +66,10 @@ impl Store {
         holder: impl FnOnce(&Transaction<'_>, LayerId, Option<LayerId>) -> Result<LayerFile>,
     ) -> Result<()> {
         let driver = self.driver.name();
-        let mut made = None;
+        let (mut made, mut below) = (None, None);
         let result = self.catalog.write(Durability::Full, |tx| {
             let parent = parent(tx)?;
+            below = parent;
             let id = layers::add_fresh(tx, driver, role, parent)?;
             let file = holder(tx, id, parent)?;
             point("store.fresh.begin")?;
@@ -70,6 +88,8 @@ impl Store {
             self.empty_trash_later();
         }
         result?;
+        // The layer is there and its mount makes what is missing; it is only not counted then.
+        let _ = self.prepare_to_mount(&*self.driver, below);
         point("store.fresh.done")
     }
 

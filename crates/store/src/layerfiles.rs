@@ -160,11 +160,11 @@ impl LayerFile {
         files::replace(folder, Self::NAME, &json(self)?)
     }
 
-    /// What `check` compares: usage of a writable layer moves on, and the file does not follow. That a blob is kept is written
+    /// What `check` compares: usage moves on where it is `moving`, and of a writable layer, and the file does not follow. That a blob is kept is written
     /// here after the catalog knows it; who is killed between has lost nothing but what a lost catalog would want.
-    pub(crate) fn same_identity(&self, other: &Self) -> bool {
+    pub(crate) fn same_identity(&self, other: &Self, moving: bool) -> bool {
         let mut a = self.clone();
-        if a.role != Role::Image {
+        if moving || a.role != Role::Image {
             a.usage = other.usage;
         }
         a.created = other.created;

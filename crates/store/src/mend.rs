@@ -67,9 +67,18 @@ impl Store {
         FileLock::shared(&path).map_err(|e| Error::io("take the lock", path, e))
     }
 
+    /// What a damaged layer shares with others is used by no new layer without having been compared.
+    pub(crate) fn distrust(&self, layer: LayerId) -> Result<()> {
+        match self.catalog.read(|tx| layers::get(tx, layer))? {
+            Some(row) => Ok(self.driver_named(&row.driver)?.distrust(layer)?),
+            None => Ok(()),
+        }
+    }
+
     /// Notes a damaged layer. What cannot be noted (the store is read-only, the disk full) is found again by the next check.
     pub(crate) fn note_damage(&self, layer: LayerId, detail: &str) {
         if self.read_only.is_none() {
+            let _ = self.distrust(layer);
             let _ = self.catalog.write(Durability::Full, |tx| match layers::get(tx, layer)? {
                 Some(row) if row.state == State::Ready => damage::note(tx, layer, detail),
                 _ => Ok(()),

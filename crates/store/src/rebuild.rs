@@ -127,7 +127,7 @@ fn gather(layout: &Layout, identity: &Identity) -> Result<Remains> {
         driver.walk(&mut |id, info| {
             remains.highest = remains.highest.max(id.get());
             let folder = layout.layer(factory.name(), id);
-            let file = match LayerFile::read(&folder) {
+            let mut file = match LayerFile::read(&folder) {
                 Ok(Some(file)) if info.is_ok() && file.id == id => file,
                 Ok(None) => return Ok(()),
                 _ => {
@@ -136,6 +136,9 @@ fn gather(layout: &Layout, identity: &Identity) -> Result<Remains> {
                 }
             };
             // An image's layer gets its record only when it is joined; one that the driver calls active was not.
+            if driver.capabilities().has(vellum_driver::Ability::StoresFilesOnce) {
+                file.usage = driver.usage(id).unwrap_or(file.usage);
+            }
             let committed = info.is_ok_and(|info| info.kind == vellum_driver::Kind::Committed);
             if committed || file.role != layers::Role::Image {
                 remains.layers.insert(id, (factory.name().to_owned(), file));

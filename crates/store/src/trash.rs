@@ -14,6 +14,7 @@
 //! 3. It lets the lock go and looks once more: who renamed between its last look and that moment saw the lock held and
 //!    started nobody.
 
+use crate::catalog::{Catalog, Durability, layers};
 use crate::layout::Layout;
 use crate::open::Identity;
 use crate::{Error, Result, Store, drivers, files};
@@ -63,14 +64,18 @@ pub(crate) fn list(layout: &Layout) -> Result<Vec<(String, String)>> {
 
 fn empty(layout: &Layout) -> Result<usize> {
     let Some(identity) = Identity::read(layout)? else { return Ok(0) };
+    let waiting = list(layout)?;
+    if waiting.is_empty() {
+        return Ok(0);
+    }
+    let catalog = Catalog::open(&layout.catalog(), &layout.lock("write"), false)?;
     let mut deleted = 0;
     let mut first_error = None;
-    for (driver, name) in list(layout)? {
+    for (driver, name) in waiting {
         let path = layout.trash().join(&driver).join(&name);
         let purged = match drivers::factory(&driver) {
-            Ok(_) => {
-                drivers::open(layout, &driver, identity.config()).and_then(|driver| purge(&*driver, &path))
-            }
+            Ok(_) => drivers::open(layout, &driver, identity.config())
+                .and_then(|driver| purge(&catalog, &*driver, &path)),
             Err(_) => files::remove_any(&path),
         };
         match purged {
@@ -81,8 +86,16 @@ fn empty(layout: &Layout) -> Result<usize> {
     first_error.map_or(Ok(deleted), Err)
 }
 
-fn purge(driver: &dyn Driver, path: &Path) -> Result<()> {
-    driver.purge(path)?;
+/// Deletes one entry. What other layers shared with it is theirs now, and counted so.
+fn purge(catalog: &Catalog, driver: &dyn Driver, path: &Path) -> Result<()> {
+    let heirs = driver.purge(path)?;
+    if !heirs.is_empty() {
+        let measured: Vec<_> =
+            heirs.into_iter().filter_map(|id| Some((id, driver.usage(id).ok()?))).collect();
+        catalog.write(Durability::Normal, |tx| {
+            measured.iter().try_for_each(|(id, usage)| layers::set_usage(tx, *id, Some(*usage)))
+        })?;
+    }
     crate::faults::point("store.trash.purged")
 }
 
@@ -109,12 +122,18 @@ impl Store {
     fn empty_little_trash(&self, entries: &[(String, String)]) -> bool {
         let path = |(driver, name): &(String, String)| self.layout.trash().join(driver).join(name);
         let mut budget = FEW;
-        if !entries.iter().all(|entry| fits(&path(entry), &mut budget)) {
+        let little = |entry: &(String, String)| {
+            let driver = self.driver_named(&entry.0);
+            driver.is_ok_and(|driver| driver.purges_only_the_folder(&path(entry)))
+                && fits(&path(entry), &mut budget)
+        };
+        if !entries.iter().all(little) {
             return false;
         }
         let Ok(Some(_lock)) = FileLock::try_exclusive(&self.layout.lock("trash")) else { return false };
         entries.iter().all(|entry| {
-            self.driver_named(&entry.0).is_ok_and(|driver| purge(&*driver, &path(entry)).is_ok())
+            let driver = self.driver_named(&entry.0);
+            driver.is_ok_and(|driver| purge(&self.catalog, &*driver, &path(entry)).is_ok())
         })
     }
 

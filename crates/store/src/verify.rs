@@ -7,12 +7,12 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use sha2::{Digest as _, Sha256, Sha512};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use vellum_archive::target::LayerPath;
 use vellum_archive::tree::Form;
 use vellum_archive::{manifest, recipe};
-use vellum_driver::{MountOptions, View, Views as _};
+use vellum_driver::{ErrorKind, MountOptions, View, Views as _};
 use vellum_types::{Algorithm, DiffId, Digest, LayerId};
 
 /// The digest of a file; `None` if it is not there.
@@ -70,7 +70,7 @@ impl Store {
         };
         let _reading = self.reading_layers()?;
         let recipe = File::open(&path).map_err(|e| damaged(e.into()))?;
-        let view = self.view_of(&row)?;
+        let view = self.content_of(&row)?;
         let given = recipe::assemble(&recipe, &mut |path| open_beneath(view.root(), path), out);
         match given {
             Ok((given, _)) if given == diff_id => Ok(diff_id),
@@ -82,6 +82,17 @@ impl Store {
             }
             Err(e) => Err(damaged(e.into())),
         }
+    }
+
+    /// A view in which the files that the layer brings can be read: of just those where the driver shows them without more ado than the whole tree.
+    fn content_of(&self, layer: &Layer) -> Result<Box<dyn View>> {
+        let driver = self.driver_named(&layer.driver)?;
+        if driver.own_folder(layer.id)?.is_none()
+            && let Some(own) = driver.own(layer.id, &self.mounter)?
+        {
+            return Ok(own);
+        }
+        self.view_of(layer)
     }
 
     /// The layer's tree. A file that the layer brings is in its tree, since it is the topmost there.
@@ -111,7 +122,14 @@ impl Store {
             found.push(Found::layer(findings::LAYER_RECIPE, layer, detail).at(recipe.display()));
         }
         let driver = self.driver_named(&layer.driver)?;
-        let own = driver.own_folder(layer.id)?;
+        let own = match driver.own(layer.id, &self.mounter) {
+            Ok(own) => own,
+            Err(e) if e.kind == ErrorKind::Damaged => {
+                found.push(Found::layer(findings::LAYER_STRUCTURE, layer, told(&e)));
+                return Ok(found);
+            }
+            Err(e) => return Err(e.into()),
+        };
         let (chain, recorded) = self.recorded_chain(layer)?;
         if own.is_none() && !recorded {
             // Nobody knows what a whole tree should be when one of its layers was written through a mount.
@@ -134,10 +152,7 @@ impl Store {
             found.push(Found::layer(findings::LAYER_CONTENT, layer, detail).at(&finding.path));
         };
         let verified = match own {
-            Some(own) => {
-                let root = crate::layout::open_folder(&own)?;
-                manifest::verify(manifests, below, root.as_fd(), form, &mut report)
-            }
+            Some(own) => manifest::verify(manifests, below, own.root(), form, &mut report),
             None => match self.view_of(layer) {
                 Ok(view) => manifest::verify(manifests, below, view.root(), form, &mut report),
                 Err(e) => {

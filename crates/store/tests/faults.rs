@@ -320,6 +320,15 @@ fn root_a_process_killed_at_any_point_leaves_a_sound_store_on_vfs() {
 }
 
 #[test]
+fn root_a_process_killed_at_any_point_leaves_a_sound_store_on_composefs() {
+    // Each point wants a file system of its own, which takes minutes; CI kills at random.
+    if std::env::var_os("VELLUM_TEST_ALL").is_none() {
+        return;
+    }
+    campaign("root_a_process_killed_at_any_point_leaves_a_sound_store_on_composefs", "composefs");
+}
+
+#[test]
 fn root_a_process_killed_at_any_point_leaves_a_sound_store_on_btrfs() {
     // Each point wants a file system of its own, which takes minutes; CI kills at random.
     if std::env::var_os("VELLUM_TEST_ALL").is_none() {

@@ -209,7 +209,13 @@ fn root_check_and_rebuild_know_dockers_layers() {
             "btrfs" => "tree",
             _ => "diff",
         };
-        let file = place.data().join(driver).join(layer.to_string()).join(part).join("usr/x");
+        let mut file = place.data().join(driver).join(layer.to_string()).join(part).join("usr/x");
+        if *driver == "composefs" {
+            let home = place.data().join(driver);
+            let content = |path: &String| std::fs::read(home.join(path)).is_ok_and(|b| b == pattern(100_000));
+            let object = tree(&home).into_iter().find(|path| path.starts_with("objects/") && content(path));
+            file = home.join(object.unwrap());
+        }
         unlocked(&file, || std::fs::write(&file, b"bad").unwrap());
         let findings = store.check(false, &Silent).unwrap();
         assert!(findings.iter().any(|finding| finding.id == "VLM-L004"), "{findings:#?}");

@@ -146,6 +146,11 @@ fn root_a_process_killed_at_random_leaves_a_sound_store_on_vfs() {
 }
 
 #[test]
+fn root_a_process_killed_at_random_leaves_a_sound_store_on_composefs() {
+    kills("root_a_process_killed_at_random_leaves_a_sound_store_on_composefs", "composefs");
+}
+
+#[test]
 fn root_a_process_killed_at_random_leaves_a_sound_store_on_btrfs() {
     kills("root_a_process_killed_at_random_leaves_a_sound_store_on_btrfs", "btrfs");
 }

@@ -165,6 +165,11 @@ fn root_many_processes_share_a_store_on_vfs() {
 }
 
 #[test]
+fn root_many_processes_share_a_store_on_composefs() {
+    crowd("root_many_processes_share_a_store_on_composefs", "composefs");
+}
+
+#[test]
 fn root_many_processes_share_a_store_on_btrfs() {
     crowd("root_many_processes_share_a_store_on_btrfs", "btrfs");
 }

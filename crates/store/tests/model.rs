@@ -87,6 +87,11 @@ fn root_the_store_does_what_a_plain_model_does_on_vfs() {
 }
 
 #[test]
+fn root_the_store_does_what_a_plain_model_does_on_composefs() {
+    against_the_model("root_the_store_does_what_a_plain_model_does_on_composefs", "composefs");
+}
+
+#[test]
 fn root_the_store_does_what_a_plain_model_does_on_btrfs() {
     against_the_model("root_the_store_does_what_a_plain_model_does_on_btrfs", "btrfs");
 }

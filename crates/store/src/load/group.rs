@@ -114,8 +114,13 @@ impl<'a> Group<'a> {
         let placing = crate::open::placing(&store.layout)?;
         store.place_config(&id, &input.config)?;
         point("store.load.config")?;
+        let top = layers.last().copied();
+        let prepared = top.map(|top| store.prepared(&*store.driver, top)).transpose()?.flatten();
         self.record(|tx, group| {
             group.layers_ready(tx)?;
+            if let (Some(top), Some(usage)) = (top, prepared) {
+                layers::set_usage(tx, top, Some(usage))?;
+            }
             let image = images::NewImage {
                 driver: store.driver.name(),
                 id,

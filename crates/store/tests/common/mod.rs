@@ -299,7 +299,7 @@ pub fn place_of(driver: &str, usual: Kind) -> Kind {
 }
 
 /// The drivers every test runs on.
-pub const DRIVERS: &[&str] = &["overlay", "vfs", "btrfs"];
+pub const DRIVERS: &[&str] = &["composefs", "overlay", "vfs", "btrfs"];
 
 /// Nothing is wrong, and nothing is there that nobody needs.
 pub fn assert_clean(store: &Store) {

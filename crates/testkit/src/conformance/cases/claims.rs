@@ -42,6 +42,7 @@ fn reasons_are_given(lab: &Lab<'_>) -> Outcome {
         Ability::Rootless,
         Ability::MaxLayers,
         Ability::SharesPageCache,
+        Ability::StoresFilesOnce,
         Ability::ParallelUnpack,
         Ability::ClassicMounts,
         Ability::MetadataOnlyCopyUp,
