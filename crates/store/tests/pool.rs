@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::pools::{BOTH, Host, spec};
+use common::pools::{BOTH, Host, devices, spec};
 use common::*;
 use std::process::{Command, Stdio};
 use vellum_driver::{Ability, MountOptions};
@@ -92,6 +92,7 @@ fn child_that_opens() {
     let store = Store::open(&options(&dir, "overlay")).unwrap();
     assert_eq!(store.images().unwrap().len(), 1);
     assert!(data.join(".pool").exists());
+    assert_eq!(devices(&dir.join("root/pool/image")), 1, "two devices of one file system destroy it");
 }
 
 fn child(host: &Host, before: &[&str]) -> Command {

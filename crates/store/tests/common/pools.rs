@@ -58,12 +58,7 @@ impl Host {
 
     /// The loop devices that have the pool's file. The kernel names one that was deleted otherwise.
     pub fn devices(&self) -> usize {
-        let name = self.image().display().to_string();
-        std::fs::read_dir("/sys/block")
-            .unwrap()
-            .filter_map(|entry| std::fs::read_to_string(entry.unwrap().path().join("loop/backing_file")).ok())
-            .filter(|file| file.trim_end().trim_end_matches(" (deleted)") == name)
-            .count()
+        devices(&self.image())
     }
 
     /// What is mounted below the store's root.
@@ -94,6 +89,15 @@ impl Host {
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).unwrap();
         path
     }
+}
+
+pub fn devices(image: &Path) -> usize {
+    let name = image.display().to_string();
+    std::fs::read_dir("/sys/block")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_to_string(entry.unwrap().path().join("loop/backing_file")).ok())
+        .filter(|file| file.trim_end().trim_end_matches(" (deleted)") == name)
+        .count()
 }
 
 pub fn spec(fs: PoolFs, mib: u64) -> PoolSpec {
