@@ -1,8 +1,8 @@
-//! Images in and out of archives, through the command, on both drivers.
+//! Images in and out of archives, through the command, on every driver.
 
 mod common;
 
-use common::{DRIVERS, Ran, Store, has, is_root};
+use common::{Ran, Store, drivers, has, is_root};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -29,7 +29,7 @@ fn root_every_form_comes_back_the_same() {
     if !is_root() {
         skip!("needs root");
     }
-    for driver in DRIVERS {
+    for driver in drivers("root_every_form_comes_back_the_same") {
         let store = Store::with_images(driver);
         let id = store.json("image inspect --json derived:2")[0]["id"].clone();
         for (file, arguments) in FORMS {

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{DRIVERS, has, is_root};
+use common::{DRIVERS, Store, drivers, has, is_root};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use vellum_testkit::golang::{self, Form};
@@ -70,9 +70,12 @@ fn root_containerds_suite_passes() {
         skip!("{reason}");
     }
     let suite = golang::build("snapshotter", Form::Tests, Path::new(OUT)).unwrap();
-    for driver in DRIVERS {
+    for driver in drivers("root_containerds_suite_passes") {
         let server = format!("{VELLUM} --root ROOT/store --driver {driver} serve containerd --socket SOCKET");
-        let output = Command::new(&suite).arg("-test.v").env("VELLUM_TEST_SERVER", server).output().unwrap();
+        let place = Store::new(driver);
+        let mut command = Command::new(&suite);
+        command.arg("-test.v").env("VELLUM_TEST_SERVER", server).env("TMPDIR", place.dir.path());
+        let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{driver}: {said}");
         let skipped: Vec<&str> = said.lines().filter(|line| line.contains("--- SKIP")).collect();

@@ -4,7 +4,7 @@
 mod common;
 
 use common::plugin::{Server, tar};
-use common::{DRIVERS, Store, is_root};
+use common::{Store, drivers, is_root};
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn on_each(test: &str, work: impl Fn(&Store, &mut Server)) {
     if !is_root() {
         return vellum_testkit::skip::record(test, "needs root");
     }
-    for driver in DRIVERS {
+    for driver in drivers(test) {
         let store = Store::new(driver);
         let mut server = Server::start(&store);
         work(&store, &mut server);
@@ -263,7 +263,7 @@ fn root_dockers_own_suite_passes() {
     let listed = String::from_utf8(listed.stdout).unwrap();
     let tests: Vec<&str> = listed.lines().filter(|line| line.starts_with("Test")).collect();
     assert_eq!(tests.len(), 8, "{listed}");
-    for driver in DRIVERS {
+    for driver in drivers("root_dockers_own_suite_passes") {
         for test in &tests {
             let store = Store::new(driver);
             let server = Server::start(&store);

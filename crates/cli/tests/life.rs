@@ -1,8 +1,8 @@
-//! Containers from the cradle to the grave, through the command, on both drivers.
+//! Containers from the cradle to the grave, through the command, on every driver.
 
 mod common;
 
-use common::{DRIVERS, Store, is_root};
+use common::{Store, drivers, is_root};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use vellum_testkit::skip;
@@ -12,7 +12,7 @@ fn root_a_container_lives() {
     if !is_root() {
         skip!("needs root");
     }
-    for driver in DRIVERS {
+    for driver in drivers("root_a_container_lives") {
         let store = Store::with_images(driver);
         let id = store.words("create --name c derived:2").ok();
         assert_eq!(id.len(), 64);

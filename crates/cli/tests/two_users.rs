@@ -3,7 +3,7 @@
 mod common;
 
 use common::user::{User, refused};
-use common::{DRIVERS, Ran, Store, is_root};
+use common::{Ran, Store, drivers, is_root};
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -101,7 +101,7 @@ fn root_another_user_reaches_nothing_of_a_store() {
     if !is_root() {
         skip!("needs root, to become another user");
     }
-    for driver in DRIVERS {
+    for driver in drivers("root_another_user_reaches_nothing_of_a_store") {
         let store = Store::new(driver);
         // Everything above the store is open: what closes it is the store's own.
         fs::set_permissions(store.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();

@@ -145,21 +145,26 @@ impl Btrfs {
     fn write_since(&self, folder: &OwnedFd, since: u64) -> std::io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(folder, SINCE, flags, Mode::RUSR | Mode::WUSR)?;
-        std::fs::File::from(file).write_all(format!("{since}\n").as_bytes())
+        std::fs::File::from(file).write_all(format!("{since} {since}\n").as_bytes())
     }
 
-    /// From which generation on the layer differs from its parent; `None` where that is not known: a power cut took it.
+    /// From which generation on the layer differs from its parent; `None` where that is not known: a power cut took it, it rotted,
+    /// or the tree was brought here from another file system, whose generations are others.
     fn since(&self, id: LayerId) -> Result<Option<u64>> {
         let failed = |error: std::io::Error| Error::system("read when it was made", error).layer(id);
         let Some(folder) = self.home.folder(id)? else { return Ok(None) };
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let mut text = String::new();
+        let mut text = Vec::new();
         match rustix::fs::openat(&folder, SINCE, flags, Mode::empty()) {
-            Ok(file) => std::fs::File::from(file).take(64).read_to_string(&mut text).map_err(failed)?,
+            Ok(file) => std::fs::File::from(file).take(64).read_to_end(&mut text).map_err(failed)?,
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(failed(error.into())),
         };
-        Ok(text.strip_suffix('\n').and_then(|text| text.parse().ok()))
+        let Some(since) = parse_since(&text) else { return Ok(None) };
+        let tree = self.home.open_part(id, TREE)?;
+        let made = btrfs::info(&tree).map_err(failed)?.made;
+        // One that is too early only costs time; one that is too late would hide changes.
+        Ok((since <= made + 1).then_some(since))
     }
 
     /// Takes back what could not be made.
@@ -190,6 +195,12 @@ impl Btrfs {
 /// generation is the parent's, and the first change comes in the next.
 fn first_own_generation(tree: &OwnedFd, is_snapshot: bool) -> std::io::Result<u64> {
     Ok(if is_snapshot { btrfs::info(tree)?.made + 1 } else { 0 })
+}
+
+/// What the file `since` says, if nothing is wrong with it: the number stands there twice.
+fn parse_since(text: &[u8]) -> Option<u64> {
+    let (one, other) = std::str::from_utf8(text).ok()?.strip_suffix('\n')?.split_once(' ')?;
+    (one == other).then(|| one.parse().ok())?
 }
 
 fn capabilities() -> Capabilities {

@@ -7,7 +7,7 @@
 //!   HOME/            0700, on btrfs
 //!     <id>/          0700, a layer
 //!       tree/        a subvolume: its whole tree; read-only when it is committed
-//!       since        the generation from which on `tree` differs from the parent's, as a decimal number
+//!       since        the generation from which on `tree` differs from the parent's, as a decimal number, twice
 //!       info         `active c`: what the layer is, and its parent
 //! ```
 //!
@@ -37,7 +37,8 @@
 //! # What can go wrong
 //!
 //! - *A power cut after create*: the snapshot is durable when the ioctl returns, the record may be lost: [`Driver::complete`](vellum_driver::Driver::complete) keeps the tree
-//!   and writes it again. Without `since` the diff walks both trees.
+//!   and writes it again. Without `since` the diff walks both trees,
+//!   and so it does where the two numbers differ (a flipped bit) or are later than the tree itself (it came from another file system).
 //! - *Containers share no page cache*: each snapshot has inodes of its own. That is the price of this driver.
 //! - The ioctls need privileges of the host: a user's own store cannot use this driver.
 

@@ -317,3 +317,39 @@ fn root_a_catalog_whose_tables_have_other_columns_is_rebuilt() {
     assert!(store.snapshots("ns").stat("k").is_ok());
     assert_clean(&store);
 }
+
+/// The changes of a container, as `diff` tells them.
+fn changes(store: &Store, container: &vellum_types::ContainerId) -> Vec<String> {
+    let mut told = Vec::new();
+    let mut tell = |change, path: &_| {
+        told.push(format!("{change:?} {path}"));
+        Ok(())
+    };
+    store.diff(container, &mut tell).unwrap();
+    told
+}
+
+#[test]
+fn root_a_flipped_bit_in_where_to_look_for_changes_hides_none() {
+    let test = "root_a_flipped_bit_in_where_to_look_for_changes_hides_none";
+    let Some((place, store)) = furnished(test, "btrfs") else { return };
+    let row = store.find_container("c").unwrap();
+    let path = store.mount(&row.id, &MountOptions::default()).unwrap();
+    std::fs::write(path.join("mine"), b"mine").unwrap();
+    let _ = store.umount(&row.id, true, false).unwrap();
+    let since = place.root().join("btrfs").join(row.layer.to_string()).join("since");
+    let sound = std::fs::read(&since).unwrap();
+    let wanted = changes(&store, &row.id);
+    assert!(wanted.iter().any(|line| line.ends_with("mine")), "{wanted:?}");
+    for bit in 0..sound.len() * 8 {
+        let mut bytes = sound.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&since, bytes).unwrap();
+        assert_eq!(changes(&store, &row.id), wanted, "bit {bit}");
+    }
+    // As of a file system that has seen more.
+    for other in ["999999999 999999999\n", "7", ""] {
+        std::fs::write(&since, other).unwrap();
+        assert_eq!(changes(&store, &row.id), wanted, "{other:?}");
+    }
+}

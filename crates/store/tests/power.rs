@@ -9,7 +9,7 @@ use common::model::Dice;
 use common::*;
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use vellum_driver::MountOptions;
@@ -20,36 +20,18 @@ const CHILD: &str = "VELLUM_TEST_POWER";
 /// Of one run of the child.
 const CUTS: u32 = 12;
 
-/// A file system in a loop file, mounted.
-struct Disk {
-    mount: PathBuf,
+/// Where and how the store works that the power is taken from.
+#[derive(Debug, Clone, Copy)]
+struct Setup {
+    mkfs: &'static str,
+    mib: u64,
+    driver: &'static str,
+    pool: Option<PoolFs>,
 }
 
-impl Disk {
-    fn mount(image: &Path, at: PathBuf) -> Option<Self> {
-        std::fs::create_dir_all(&at).unwrap();
-        // Two clones of one XFS have the same id, which the kernel refuses unless told otherwise.
-        let done = Command::new("mount")
-            .args(["-o", "loop,nouuid"])
-            .arg(image)
-            .arg(&at)
-            .stderr(Stdio::null())
-            .status();
-        let done = done.is_ok_and(|s| s.success())
-            || Command::new("mount")
-                .args(["-o", "loop"])
-                .arg(image)
-                .arg(&at)
-                .status()
-                .is_ok_and(|s| s.success());
-        done.then_some(Self { mount: at })
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = vellum_testkit::scratch::unmount_below(&self.mount);
-        let _ = Command::new("umount").arg(&self.mount).stderr(Stdio::null()).status();
+impl Setup {
+    fn on(mkfs: &'static str) -> Self {
+        Self { mkfs, mib: 700, driver: "overlay", pool: None }
     }
 }
 
@@ -57,10 +39,11 @@ impl Drop for Disk {
 #[test]
 fn child_under_power() {
     let Ok(text) = std::env::var(CHILD) else { return };
-    let (dir, log) = text.split_once(':').unwrap();
+    let mut parts = text.splitn(3, ':');
+    let (driver, dir, log) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
     let mut log = std::fs::File::options().append(true).create(true).open(log).unwrap();
     let mut note = |what: String| log.write_all(format!("{what}\n").as_bytes()).unwrap();
-    let store = Store::open(&options(Path::new(dir), "overlay")).unwrap();
+    let store = Store::open(&options(Path::new(dir), driver)).unwrap();
     for round in 0u8..=255 {
         let image = Image::big(round, 3, 40);
         store.load_image(image.input(&[&format!("image{round}")], false), &Silent).unwrap();
@@ -88,9 +71,9 @@ fn child_under_power() {
     }
 }
 
-fn look_after(dir: &Path, log: &str) {
+fn look_after(dir: &Path, driver: &str, log: &str) {
     let lines: BTreeSet<&str> = log.lines().collect();
-    let store = match Store::open(&OpenOptions { create: false, ..options(dir, "overlay") }) {
+    let store = match Store::open(&OpenOptions { create: false, ..options(dir, driver) }) {
         Ok(store) => store,
         Err(e) if e.code() == Code::NotFound && lines.is_empty() => return,
         Err(e) => panic!("{}", told(&e)),
@@ -135,21 +118,21 @@ fn look_after(dir: &Path, log: &str) {
     assert_clean(&store);
 }
 
-fn cut(test: &str, mkfs: &[&str], mib: u64, pool: Option<PoolFs>) {
+fn cut(test: &str, setup: Setup) {
     let (duration, seed) = campaign(0);
     let mut dice = Dice::new(seed);
     let begin = Instant::now();
     let mut cuts = 0;
     loop {
-        cuts += cut_once(test, mkfs, mib, pool, &mut dice);
+        cuts += cut_once(test, setup, &mut dice);
         if cuts == 0 || begin.elapsed() >= duration {
-            return report(&format!("power {}: {cuts} cuts, seed {seed}", mkfs[0]));
+            return report(&format!("power {setup:?}: {cuts} cuts, seed {seed}"));
         }
     }
 }
 
 /// How often the power went, at moments that the dice say; 0 where that cannot be tried.
-fn cut_once(test: &str, mkfs: &[&str], mib: u64, pool: Option<PoolFs>, dice: &mut Dice) -> u32 {
+fn cut_once(test: &str, setup: Setup, dice: &mut Dice) -> u32 {
     let host = match Scratch::sized(Kind::Btrfs, 6000) {
         Ok(host) => host,
         Err(e) => {
@@ -158,20 +141,16 @@ fn cut_once(test: &str, mkfs: &[&str], mib: u64, pool: Option<PoolFs>, dice: &mu
         }
     };
     let image = host.path().join("disk");
-    std::fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
-    let made = Command::new(mkfs[0])
-        .args(&mkfs[1..])
-        .arg(&image)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+    std::fs::File::create(&image).unwrap().set_len(setup.mib << 20).unwrap();
+    let mut mkfs = Command::new(setup.mkfs);
+    let made = mkfs.arg("-q").arg(&image).stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !made.is_ok_and(|status| status.success()) {
-        vellum_testkit::skip::record(test, &format!("{} is missing", mkfs[0]));
+        vellum_testkit::skip::record(test, &format!("{} is missing", setup.mkfs));
         return 0;
     }
     let place = tempfile::tempdir().unwrap();
     let disk = Disk::mount(&image, place.path().join("disk")).unwrap();
-    if let Some(fs) = pool
+    if let Some(fs) = setup.pool
         && let Err(e) = Store::pool_create(&options(&disk.mount, "overlay"), &common::pools::spec(fs, 600))
     {
         vellum_testkit::skip::record(test, &told(&e));
@@ -180,7 +159,7 @@ fn cut_once(test: &str, mkfs: &[&str], mib: u64, pool: Option<PoolFs>, dice: &mu
     let log = place.path().join("log");
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child_under_power", "--nocapture"])
-        .env(CHILD, format!("{}:{}", disk.mount.display(), log.display()))
+        .env(CHILD, format!("{}:{}:{}", setup.driver, disk.mount.display(), log.display()))
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
@@ -205,26 +184,26 @@ fn cut_once(test: &str, mkfs: &[&str], mib: u64, pool: Option<PoolFs>, dice: &mu
     child.wait().unwrap();
     for (number, (clone, reported)) in cuts.iter().enumerate() {
         let cut = Disk::mount(clone, place.path().join(format!("cut{number}"))).unwrap();
-        look_after(&cut.mount, reported);
+        look_after(&cut.mount, setup.driver, reported);
     }
     let last = std::fs::read_to_string(&log).unwrap();
-    look_after(&disk.mount, &last);
+    look_after(&disk.mount, setup.driver, &last);
     CUTS
 }
 
 #[test]
 fn loop_a_power_cut_at_any_moment_loses_nothing_reported_on_ext4() {
-    cut("loop_a_power_cut_at_any_moment_loses_nothing_reported_on_ext4", &["mkfs.ext4", "-q"], 700, None);
+    cut("loop_a_power_cut_at_any_moment_loses_nothing_reported_on_ext4", Setup::on("mkfs.ext4"));
 }
 
 #[test]
 fn loop_a_power_cut_at_any_moment_loses_nothing_reported_on_xfs() {
-    cut("loop_a_power_cut_at_any_moment_loses_nothing_reported_on_xfs", &["mkfs.xfs", "-q"], 700, None);
+    cut("loop_a_power_cut_at_any_moment_loses_nothing_reported_on_xfs", Setup::on("mkfs.xfs"));
 }
 
 #[test]
 fn loop_a_power_cut_at_any_moment_loses_nothing_reported_on_btrfs() {
-    cut("loop_a_power_cut_at_any_moment_loses_nothing_reported_on_btrfs", &["mkfs.btrfs", "-q"], 700, None);
+    cut("loop_a_power_cut_at_any_moment_loses_nothing_reported_on_btrfs", Setup::on("mkfs.btrfs"));
 }
 
 /// Takes the power right after each answer.
@@ -254,7 +233,7 @@ fn loop_a_power_cut_right_after_an_answer_loses_nothing_in_a_pool() {
         let to = std::fs::File::create(&clone).unwrap();
         rustix::fs::ioctl_ficlone(&to, std::fs::File::open(&disk_file).unwrap()).unwrap();
         let cut = Disk::mount(&clone, place.path().join(format!("cut{number}"))).unwrap();
-        look_after(&cut.mount, answered);
+        look_after(&cut.mount, "overlay", answered);
     };
     let image = Image::big(1, 3, 40);
     store.load_image(image.input(&["image1"], false), &Silent).unwrap();
@@ -277,6 +256,12 @@ fn loop_a_power_cut_at_any_moment_loses_nothing_reported_in_a_pool() {
     // Takes as long as three others; campaigns run it.
     if std::env::var_os("VELLUM_CAMPAIGN_SECONDS").is_some() {
         let test = "loop_a_power_cut_at_any_moment_loses_nothing_reported_in_a_pool";
-        cut(test, &["mkfs.ext4", "-q"], 900, Some(PoolFs::Xfs));
+        cut(test, Setup { mib: 900, pool: Some(PoolFs::Xfs), ..Setup::on("mkfs.ext4") });
     }
+}
+
+#[test]
+fn loop_a_power_cut_at_any_moment_loses_nothing_reported_by_the_driver_btrfs() {
+    let test = "loop_a_power_cut_at_any_moment_loses_nothing_reported_by_the_driver_btrfs";
+    cut(test, Setup { driver: "btrfs", ..Setup::on("mkfs.btrfs") });
 }

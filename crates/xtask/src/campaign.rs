@@ -34,17 +34,27 @@ impl Kind {
     }
 }
 
-/// Runs a campaign for about so many minutes, each of its tests at the same time.
-pub(crate) fn campaign(kind: Kind, minutes: u64, seed: u64) -> Result<(), Error> {
+/// Runs a campaign, or all of them, for about so many minutes each, the tests of a program at the same time. All are run, also when one fails.
+pub(crate) fn campaign(kind: Option<Kind>, minutes: u64, seed: u64) -> Result<(), Error> {
     crate::packages::install(crate::packages::TEST)?;
     let _ = crate::test::clean()?;
-    for (program, tests) in kind.tests() {
+    let kinds = kind.as_ref().map_or(Kind::value_variants(), std::slice::from_ref);
+    let mut failed = Vec::new();
+    for (program, tests) in kinds.iter().flat_map(|kind| kind.tests()) {
         let mut command = run::cargo_command(&["test", "--package", "vellum-store", "--test", program]);
         command.args(["--", "--nocapture", tests]);
+        command.env("VELLUM_TEST_ALL", "1");
         command.env("VELLUM_CAMPAIGN_SECONDS", (minutes * 60).to_string());
         command.env("VELLUM_CAMPAIGN_SEED", seed.to_string());
-        run::run(&mut command)?;
+        println!("== {program}: {tests}");
+        if let Err(error) = run::run(&mut command) {
+            eprintln!("error: {error}");
+            failed.push(*program);
+        }
+        if crate::test::clean()? {
+            eprintln!("error: {program} left that behind, which it must not");
+            failed.push(*program);
+        }
     }
-    let _ = crate::test::clean()?;
-    Ok(())
+    if failed.is_empty() { Ok(()) } else { Err(Error::Failed(format!("campaign {}", failed.join(", ")))) }
 }

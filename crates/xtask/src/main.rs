@@ -31,10 +31,10 @@ enum Chore {
     },
     /// Have something go wrong at random, over and over. Lines with CAMPAIGN tell what was done.
     Campaign {
-        /// What.
+        /// What; everything, one after the other, without one.
         #[arg(value_enum)]
-        kind: campaign::Kind,
-        /// How long.
+        kind: Option<campaign::Kind>,
+        /// How long each.
         #[arg(long, default_value_t = 5)]
         minutes: u64,
         /// Where the random numbers begin.

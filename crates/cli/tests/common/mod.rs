@@ -7,9 +7,20 @@ pub mod user;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use vellum_testkit::scratch::{Kind, Scratch};
 
-/// The drivers that every test of a store is run with.
+/// The drivers that work on any file system.
 pub const DRIVERS: [&str; 2] = ["overlay", "vfs"];
+
+/// The drivers that a test of a store is run with: all that work here, each on a file system that it can use.
+pub fn drivers(test: &str) -> Vec<&'static str> {
+    let mut drivers = DRIVERS.to_vec();
+    match Scratch::new(Kind::Btrfs) {
+        Ok(_) => drivers.push("btrfs"),
+        Err(error) => vellum_testkit::skip::record(&format!("{test}, on btrfs"), &error.to_string()),
+    }
+    drivers
+}
 
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -19,6 +30,8 @@ pub fn is_root() -> bool {
 pub struct Store {
     pub dir: tempfile::TempDir,
     pub driver: &'static str,
+    /// A file system of its own, for a driver that does not work on the machine's.
+    _scratch: Option<Scratch>,
 }
 
 /// What a command did.
@@ -56,7 +69,10 @@ impl Ran {
 
 impl Store {
     pub fn new(driver: &'static str) -> Self {
-        Self { dir: tempfile::Builder::new().prefix("vellum-cli-").tempdir().unwrap(), driver }
+        let scratch = (driver == "btrfs").then(|| Scratch::new(Kind::Btrfs).unwrap());
+        let place = scratch.as_ref().map_or(std::env::temp_dir(), |scratch| scratch.path().to_owned());
+        let dir = tempfile::Builder::new().prefix("vellum-cli-").tempdir_in(place).unwrap();
+        Self { dir, driver, _scratch: scratch }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

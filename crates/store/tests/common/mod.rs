@@ -364,3 +364,39 @@ pub fn unlocked(path: &Path, damage: impl FnOnce()) {
     // Unless it went with the damage.
     subvolume.iter().for_each(|subvolume| drop(set(subvolume, true)));
 }
+
+/// A file system in a loop file, mounted.
+pub struct Disk {
+    pub mount: PathBuf,
+}
+
+impl Disk {
+    pub fn mount(image: &Path, at: PathBuf) -> Option<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        // Two clones of one XFS have the same id, which the kernel refuses unless told otherwise.
+        let done = std::process::Command::new("mount")
+            .args(["-o", "loop,nouuid"])
+            .arg(image)
+            .arg(&at)
+            .stderr(std::process::Stdio::null())
+            .status();
+        let done = done.is_ok_and(|s| s.success())
+            || std::process::Command::new("mount")
+                .args(["-o", "loop"])
+                .arg(image)
+                .arg(&at)
+                .status()
+                .is_ok_and(|s| s.success());
+        done.then_some(Self { mount: at })
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = vellum_testkit::scratch::unmount_below(&self.mount);
+        let _ = std::process::Command::new("umount")
+            .arg(&self.mount)
+            .stderr(std::process::Stdio::null())
+            .status();
+    }
+}
