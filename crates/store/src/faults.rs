@@ -158,7 +158,7 @@ mod tests {
         ("adopt", "one row for a layer that is there; check writes the record that follows"),
         ("create_layer", "its callers have points before and after it"),
         (
-            "make_whole",
+            "make_whole_locked",
             "whoever uses the container next makes it whole again; `store.fresh.synced` comes after it",
         ),
         ("measure", "a number that is measured again when it is not there"),

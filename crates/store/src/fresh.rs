@@ -14,8 +14,8 @@
 //! | in 1 | files under an id that no row names and that the next layer gets | the next one made, the sweep at boot, `gc` |
 //! | after 2, power | the row, and of the files what was written | made whole at the next use, or at boot |
 //!
-//! **Use** ([`Store::make_whole`]): a fresh layer is looked at before each use (a few opens), and what is missing is made inside a write transaction,
-//! so that two do not make it at once.
+//! **Use** ([`Store::make_whole`]): a fresh layer is looked at before each use (a few opens). What is missing is made with the layer's lock held, so that nobody takes
+//! for lost what another is just changing, who commits it or takes it away; and inside a write transaction, so that two do not make it at once.
 //!
 //! **Later** ([`Store::make_later`]): where the driver copies, a layer of a front end is recorded in one durable transaction, and made by its first use: copied, synced,
 //! and only then, durably, fresh no more. A try that was cut off is thrown away.
@@ -170,19 +170,30 @@ impl Store {
         self.catalog.write(Durability::Full, |tx| layers::settled(tx, layer.id))
     }
 
-    /// Makes what a power cut took of a fresh layer.
+    /// Makes what a power cut took of a fresh layer. For who does not hold the layer's lock.
     pub(crate) fn make_whole(&self, id: LayerId) -> Result<()> {
-        let Some(layer) = self.catalog.read(|tx| layers::get(tx, id))? else { return Ok(()) };
-        if !layer.fresh || self.read_only.is_some() {
-            return Ok(());
+        // Its folder may be lost, or be replaced at the same moment; that cannot go on for ever.
+        for _ in 0..100 {
+            let Some(layer) = self.not_whole(id)? else { return Ok(()) };
+            let driver = self.driver_named(&layer.driver)?;
+            if !driver.capabilities().has(Ability::InstantCreate) {
+                return self.make_now(&*driver, &layer);
+            }
+            let folder = self.layout.layer(&layer.driver, id);
+            match LayerLock::take(&folder, Hold::Alone)? {
+                Some(_lock) => return self.make_whole_locked(id),
+                None if self.not_whole(id)?.is_some() => crate::layout::make_folder(&folder)?,
+                None => {}
+            }
         }
+        Err(Error::new(Code::InUse, "make the layer whole", "it is changed all the time")
+            .object(format!("layer {id}")))
+    }
+
+    /// As [`Store::make_whole`], for who holds the layer's lock, and where the driver makes layers at once.
+    pub(crate) fn make_whole_locked(&self, id: LayerId) -> Result<()> {
+        let Some(layer) = self.not_whole(id)? else { return Ok(()) };
         let driver = self.driver_named(&layer.driver)?;
-        if !driver.capabilities().has(Ability::InstantCreate) {
-            return self.make_now(&*driver, &layer);
-        }
-        if self.is_whole(&*driver, id)? {
-            return Ok(());
-        }
         self.catalog.write(Durability::Normal, |tx| {
             // Whoever was here before has made it, or has taken it away.
             let now = layers::get(tx, id)?.filter(|now| now.fresh && now.state == layers::State::Ready);
@@ -191,6 +202,15 @@ impl Store {
                 None => Ok(()),
             }
         })
+    }
+
+    /// The layer, if it is fresh and there is not all of it.
+    fn not_whole(&self, id: LayerId) -> Result<Option<Layer>> {
+        let row = self.catalog.read(|tx| layers::get(tx, id))?;
+        let Some(layer) = row.filter(|row| row.fresh && self.read_only.is_none()) else { return Ok(None) };
+        let driver = self.driver_named(&layer.driver)?;
+        let at_once = driver.capabilities().has(Ability::InstantCreate);
+        Ok((!at_once || !self.is_whole(&*driver, id)?).then_some(layer))
     }
 
     fn is_whole(&self, driver: &dyn Driver, id: LayerId) -> Result<bool> {
@@ -236,11 +256,11 @@ impl Store {
         self.catalog.write(Durability::Normal, |tx| whole.iter().try_for_each(|id| layers::settled(tx, *id)))
     }
 
-    /// As [`Store::make_whole`], of a container whose row is at hand.
+    /// As [`Store::make_whole_locked`], of a container whose row is at hand.
     pub(crate) fn make_container_whole(&self, row: &containers::Container) -> Result<()> {
         if !row.fresh || self.is_whole(&*self.driver_named(&row.driver)?, row.layer)? {
             return Ok(());
         }
-        self.make_whole(row.layer)
+        self.make_whole_locked(row.layer)
     }
 }

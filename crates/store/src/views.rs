@@ -9,6 +9,7 @@ use crate::catalog::{Durability, layers, snapshots};
 use crate::containers::layer_file;
 use crate::faults::point;
 use crate::layerfiles::{LayerFile, SnapshotFile};
+use crate::locks::{Hold, LayerLock};
 use crate::{Code, Error, Result, Store};
 use jiff::Timestamp;
 use rusqlite::Transaction;
@@ -197,6 +198,8 @@ impl Snapshots<'_> {
         let below = layer.parent.or(below);
         let driver = store.driver_named(&layer.driver)?;
         store.make_whole(layer.id)?;
+        // Who asks after the snapshot at the same moment does not take it for damaged.
+        let _lock = LayerLock::take(&store.layout.layer(&layer.driver, layer.id), Hold::Alone)?;
         let barrier = crate::layout::open_folder(store.layout.data())?;
         let _ = driver.commit(row.layer, below, &Joints::default())?;
         point("store.commit-snapshot.joined")?;

@@ -158,3 +158,42 @@ fn root_hundreds_of_commands_leave_a_short_log() {
     assert_eq!(store.containers().unwrap().len(), 300);
     assert_clean(&store);
 }
+
+/// `ask` is asked over and over by three threads while `commit` works, and never hears of damage.
+fn asked_while(commit: impl FnOnce(), ask: impl Fn() -> Result<()> + Sync) {
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let ordering = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !done.load(ordering) {
+                    // The key of a snapshot that was committed is gone.
+                    if let Err(e) = ask() {
+                        assert_eq!(e.code(), Code::NotFound, "{}", told(&e));
+                    }
+                }
+            });
+        }
+        commit();
+        done.store(true, ordering);
+    });
+}
+
+#[test]
+fn root_what_is_being_committed_is_not_taken_for_damaged() {
+    let Some((_place, store, _)) = place("root_what_is_being_committed_is_not_taken_for_damaged") else {
+        return;
+    };
+    let (snapshots, graph) = (store.snapshots("test"), store.graph("docker"));
+    for round in 0..12 {
+        snapshots.prepare("key", None, &BTreeMap::new()).unwrap();
+        let commit = || drop(snapshots.commit(&format!("{round}"), "key", None, &BTreeMap::new()).unwrap());
+        asked_while(commit, || snapshots.usage("key").map(drop));
+        let id = format!("layer{round}");
+        graph.create(&id, None, &[]).unwrap();
+        // Whatever another layer is made on is sealed first.
+        let seal = || graph.create(&format!("child{round}"), Some(&id), &[]).unwrap();
+        asked_while(seal, || graph.metadata(&id).map(drop));
+    }
+    assert_clean(&store);
+}

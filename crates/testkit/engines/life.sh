@@ -47,9 +47,9 @@ eval "$(ctr snapshots $on mounts "$WORK/mnt" again)"
 [ ! -e mnt/layer-1 ] || fail "what was deleted is there"
 umount mnt
 ctr snapshots $on usage done >usage.out
-ctr snapshots $on view look done >/dev/null
-# Unlike the others, a view is not kept from garbage collection by ctr.
-ctr snapshots $on label look containerd.io/gc.root=now >/dev/null
+# Unlike the others, a view is not kept from garbage collection by ctr, and may be collected before it has its label.
+look() { ctr snapshots $on view look done && ctr snapshots $on label look containerd.io/gc.root=now; }
+wait_for 20 look
 eval "$(ctr snapshots $on mounts "$WORK/mnt" look)"
 if touch mnt/x 2>/dev/null; then fail "a view can be written to"; fi
 umount mnt

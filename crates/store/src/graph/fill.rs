@@ -64,7 +64,7 @@ impl Graph<'_> {
                 // Only recorded so far.
                 return Ok(true);
             }
-            store.make_whole(held.layer.id)?;
+            store.make_whole_locked(held.layer.id)?;
         }
         let mut changes = vellum_driver::sinks::Changes::default();
         let _reading = store.reading_layers()?;
