@@ -95,8 +95,19 @@ func newClient(address, snapshotter, name string) (*client, error) {
 	return &client{Client: api, ctx: ctx, snapshotter: snapshotter, image: image}, nil
 }
 
-// life is that of one container: made, written to, looked at, removed.
-func (c *client) life(id string) error {
+// life is that of one container: made, written to, looked at, removed. A lease keeps its snapshot from garbage collection also between an attempt to
+// make the container that failed and the next.
+func (c *client) life(id string) (err error) {
+	leased, done, err := c.WithLease(c.ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if undone := done(leased); err == nil {
+			err = undone
+		}
+	}()
+	c = &client{Client: c.Client, ctx: leased, snapshotter: c.snapshotter, image: c.image}
 	content := bytes.Repeat([]byte(id+"\n"), 5000)
 	var container containerd.Container
 	steps := []struct {
