@@ -2,7 +2,7 @@
 
 use crate::objects::{self, Intake};
 use crate::parts::{IMAGE, Parts, TAKING, TREE, UPPER, WORK, unlink};
-use crate::probe::Mounts;
+use crate::probe::{Mounts, Source};
 use crate::target::TreeTarget;
 use crate::tree::{self, Dir, Entry};
 use rustix::fs::{Mode, OFlags};
@@ -70,7 +70,7 @@ impl Composefs {
         let made = ensure_folder(home.dir(), NONE, 0o755).and_then(|_| objects::Objects::open(home.dir()));
         let objects =
             made.map_err(|error| Error::system(format!("make the folders of {}", path.display()), error))?;
-        let capabilities = capabilities(&features);
+        let capabilities = capabilities(&features, mounts);
         let parts = Arc::new(Parts::new(home, objects, features, mounts));
         Ok(Self { parts, config, capabilities })
     }
@@ -139,7 +139,7 @@ impl Composefs {
     /// How an image is brought into view, and the options that lay it below.
     fn lower(&self, key: &str, image: PathBuf, prepare: &mut Vec<Step>, options: &mut Vec<MountOption>) {
         let mut source = MountSource::Path(image.clone());
-        if self.parts.mounts == Mounts::Loop {
+        if self.parts.mounts.source == Source::Loop {
             let device = format!("{key}-device");
             source = MountSource::Prepared(device.clone());
             prepare
@@ -155,11 +155,9 @@ impl Composefs {
     /// Options of overlayfs for a stack with objects.
     fn mode_options(&self, writable: bool, by_others: bool) -> Vec<MountOption> {
         let text = |word: &str, value: &str| MountOption::Text(word.into(), value.into());
-        let mut options = Vec::new();
-        // Others turn redirects off, and read the upper without asking for data that are not there; what lies in objects is found all the same.
-        if !by_others {
-            options.extend([text("redirect_dir", "on"), text("metacopy", "on")]);
-        }
+        // Others turn redirects off, which excludes metacopy, and read the upper without asking for data that are not there.
+        let mut options =
+            vec![text("redirect_dir", "on"), text("metacopy", if by_others { "off" } else { "on" })];
         if writable {
             options.push(text("index", "off"));
         }
@@ -250,7 +248,7 @@ fn overlay(prepare: Vec<Step>, options: Vec<MountOption>, read_only: bool) -> Mo
     MountPlan { prepare, root: Mount { fs_type: "overlay".into(), source, options, read_only } }
 }
 
-fn capabilities(features: &Features) -> Capabilities {
+fn capabilities(features: &Features, mounts: Mounts) -> Capabilities {
     let support = |yes: bool| if yes { Support::Yes } else { Support::No };
     Capabilities::new()
         .with(Ability::InstantCreate, Support::Yes, "a layer is an empty folder over its parent's image")
@@ -270,7 +268,15 @@ fn capabilities(features: &Features) -> Capabilities {
         .with(Ability::SharesPageCache, Support::Yes, "containers of all images read the same objects")
         .with(Ability::StoresFilesOnce, Support::Yes, "contents are objects, named by their digest")
         .with(Ability::ParallelUnpack, Support::Yes, "a layer's tree does not depend on its parent until it is joined")
-        .with(Ability::ClassicMounts, Support::Yes, "an overlay over an image that is mounted before")
+        .with(
+            Ability::ClassicMounts,
+            support(mounts.without_metacopy),
+            if mounts.without_metacopy {
+                "an overlay over an image that is mounted before"
+            } else {
+                "this kernel's overlayfs finds objects only with metacopy, which other engines cannot read (Linux 6.15)"
+            },
+        )
         .with(Ability::MetadataOnlyCopyUp, Support::Yes, "metacopy, as probed")
         .with(Ability::DirectoryRename, support(features.rename_directory), "redirect_dir, as probed")
         .with(
@@ -311,7 +317,7 @@ impl Driver for Composefs {
             pair("Backing Filesystem", backing.name.into()),
             pair("Supports d_type", self.parts.features.d_type.to_string()),
             pair("Supports reflink", self.parts.features.reflink.to_string()),
-            pair("Images mounted", self.parts.mounts.text().into()),
+            pair("Images mounted", self.parts.mounts.source.text().into()),
             pair("Native Overlay Diff", "true".into()),
             pair("Nested whiteouts", self.parts.features.nested.to_string()),
         ])
@@ -490,6 +496,12 @@ impl Driver for Composefs {
 
     fn mounts(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan> {
         let record = self.home().must("mount", id)?;
+        if options.by_others && !self.parts.mounts.without_metacopy {
+            let reason = "this kernel's overlayfs finds objects only with metacopy, which leaves files without data where others look for them";
+            return Err(Error::new(ErrorKind::Unsupported, "mount for another engine", reason)
+                .layer(id)
+                .hint("use Linux 6.15 or newer, or the driver overlay"));
+        }
         let writable = record.kind == Kind::Active && !options.read_only;
         let path =
             |word: &str, part| MountOption::Path(word.into(), PathRef::Host(self.home().part(id, part)));

@@ -70,8 +70,8 @@ impl Factory for ComposefsFactory {
                     "first writes copy whole files, since it has no reflink: `vellum pool create` gives the store one that has"
                 };
                 probe.reason =
-                    format!("images mount {} on {file_system} at {root}, and {first}", mounts.text());
-                probe.facts.push(("images".into(), mounts.text().into()));
+                    format!("images mount {} on {file_system} at {root}, and {first}", mounts.source.text());
+                probe.facts.push(("images".into(), mounts.source.text().into()));
                 probe.facts.extend(features.facts().into_iter().map(|(name, value)| (name.into(), value)));
             }
             Ok(Err(reason)) => {

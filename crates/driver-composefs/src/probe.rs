@@ -16,16 +16,16 @@ use vellum_sys::mount::{DetachedMount, FsContext, MountError};
 /// Where the result is kept.
 const FILE: &str = ".images";
 
-/// How images are mounted here.
+/// What an image is mounted from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mounts {
-    /// From the file itself (Linux 6.12).
+pub(crate) enum Source {
+    /// The file itself (Linux 6.12).
     File,
-    /// Through a loop device.
+    /// A loop device.
     Loop,
 }
 
-impl Mounts {
+impl Source {
     /// As people read it.
     pub(crate) fn text(self) -> &'static str {
         match self {
@@ -33,7 +33,17 @@ impl Mounts {
             Self::Loop => "through a loop device",
         }
     }
+}
 
+/// How images are mounted here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mounts {
+    pub(crate) source: Source,
+    /// Overlayfs takes objects without `metacopy`, too (Linux 6.15).
+    pub(crate) without_metacopy: bool,
+}
+
+impl Mounts {
     /// What works in `home`, from its file if that is of this boot, else by trying it.
     ///
     /// # Errors
@@ -61,11 +71,14 @@ fn read(home: BorrowedFd<'_>, key: &str) -> Option<Mounts> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(home, FILE, flags, Mode::empty()).ok()?;
     let text = io::read_to_string(File::from(file)).ok()?;
-    [Mounts::File, Mounts::Loop].into_iter().find(|mounts| text == line(key, *mounts))
+    let all = [Source::File, Source::Loop]
+        .into_iter()
+        .flat_map(|source| [true, false].map(|without_metacopy| Mounts { source, without_metacopy }));
+    all.into_iter().find(|mounts| text == line(key, *mounts))
 }
 
 fn line(key: &str, mounts: Mounts) -> String {
-    format!("{key} {}\n", mounts.text())
+    format!("{key} {} {}\n", mounts.source.text(), mounts.without_metacopy)
 }
 
 fn write(home: BorrowedFd<'_>, key: &str, mounts: Mounts) -> io::Result<()> {
@@ -106,11 +119,12 @@ pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path) -> io::Result<Result<Moun
     let mut image = vellum_sys::file::create(&dir, "image", 0o600)?;
     tree::build(&Arc::new(root), Raw::No, &mut image)?;
     let mut refused = String::new();
-    for mounts in [Mounts::File, Mounts::Loop] {
-        match try_one(&path, mounts) {
+    for source in [Source::File, Source::Loop] {
+        match try_one(&path, source, "on") {
             Ok(mount) => {
+                let without_metacopy = try_one(&path, source, "off").is_ok();
                 return Ok(match reads(&mount) {
-                    Ok(true) => Ok(mounts),
+                    Ok(true) => Ok(Mounts { source, without_metacopy }),
                     Ok(false) => Err("an overlay over an image does not show what the objects hold".into()),
                     Err(error) => Err(format!("an overlay over an image mounts and cannot be read: {error}")),
                 });
@@ -121,16 +135,16 @@ pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path) -> io::Result<Result<Moun
     Ok(Err(refused))
 }
 
-fn try_one(path: &Path, mounts: Mounts) -> Result<DetachedMount, String> {
+fn try_one(path: &Path, source: Source, metacopy: &str) -> Result<DetachedMount, String> {
     let kernel = |error: MountError| format!("{error}: {}", error.source);
     let image = path.join("image");
     let context = FsContext::open("erofs").map_err(kernel)?;
-    let device = match mounts {
-        Mounts::File => {
+    let device = match source {
+        Source::File => {
             context.path("source", &image).map_err(kernel)?;
             None
         }
-        Mounts::Loop => {
+        Source::Loop => {
             let device =
                 LoopDevice::attach(&image, true).map_err(|error| format!("attach a loop device: {error}"))?;
             context.path("source", device.path()).map_err(kernel)?;
@@ -140,14 +154,14 @@ fn try_one(path: &Path, mounts: Mounts) -> Result<DetachedMount, String> {
     context.flag("ro").map_err(kernel)?;
     let meta = context
         .mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
-        .map_err(|error| format!("the kernel mounts no EROFS image {}: {}", mounts.text(), kernel(error)))?;
+        .map_err(|error| format!("the kernel mounts no EROFS image {}: {}", source.text(), kernel(error)))?;
     drop(device);
     let context = FsContext::open("overlay").map_err(kernel)?;
     let stack = || {
         context.fd("lowerdir+", meta.as_fd())?;
         context.path("datadir+", &path.join("objects"))?;
         context.string("redirect_dir", "on")?;
-        context.string("metacopy", "on")
+        context.string("metacopy", metacopy)
     };
     stack().map_err(|error| {
         format!("overlayfs takes no data-only lower layers (Linux 6.8): {}", kernel(error))

@@ -201,6 +201,8 @@ impl Snapshots<'_> {
         // Who asks after the snapshot at the same moment does not take it for damaged.
         let _lock = LayerLock::take(&store.layout.layer(&layer.driver, layer.id), Hold::Alone)?;
         let barrier = crate::layout::open_folder(store.layout.data())?;
+        // What was prepared for those who mounted it; what they still have mounted stays.
+        self.release(row.layer)?;
         let _ = driver.commit(row.layer, below, &Joints::default())?;
         point("store.commit-snapshot.joined")?;
         let usage = driver.usage(row.layer)?;
@@ -314,10 +316,12 @@ impl Snapshots<'_> {
     /// Undoes what [`Snapshots::hand_out`] mounted for a snapshot that is to be removed.
     fn let_go(&self, key: &str) -> Result<()> {
         let row = self.store.catalog.read(|tx| self.without_children(tx, key))?;
-        if row.kind != SnapshotKind::Committed
-            && self.store.mounter.mounted(row.layer).map_err(Error::from)?.is_some()
-        {
-            let _ = self.store.mounter.release_all(row.layer, true).map_err(Error::from)?;
+        if row.kind != SnapshotKind::Committed { self.release(row.layer) } else { Ok(()) }
+    }
+
+    fn release(&self, layer: LayerId) -> Result<()> {
+        if self.store.mounter.mounted(layer).map_err(Error::from)?.is_some() {
+            let _ = self.store.mounter.release_all(layer, true).map_err(Error::from)?;
         }
         Ok(())
     }

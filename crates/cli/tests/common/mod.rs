@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use vellum_testkit::scratch::{Kind, Scratch};
 
 /// The drivers that work on any file system.
-pub const DRIVERS: [&str; 2] = ["overlay", "vfs"];
+pub const DRIVERS: [&str; 3] = ["composefs", "overlay", "vfs"];
 
 /// The drivers that a test of a store is run with: all that work here, each on a file system that it can use.
 pub fn drivers(test: &str) -> Vec<&'static str> {

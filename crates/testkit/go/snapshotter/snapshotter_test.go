@@ -57,6 +57,7 @@ func serve(_ context.Context, root string) (snapshots.Snapshotter, func() error,
 	go func() { ended <- server.Wait() }()
 	stop := func() error {
 		defer os.RemoveAll(dir)
+		defer letGo(root)
 		if err := server.Process.Signal(syscall.SIGTERM); err != nil {
 			return fmt.Errorf("the server is gone: %v\n%s", err, log)
 		}
@@ -81,6 +82,24 @@ func serve(_ context.Context, root string) (snapshots.Snapshotter, func() error,
 	}
 	client := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), name)
 	return client, func() error { conn.Close(); return stop() }, nil
+}
+
+// letGo takes off what a server leaves mounted for those who still use it, in its store or of a file in it, and removes the store.
+func letGo(root string) {
+	table, _ := os.ReadFile("/proc/self/mounts")
+	lines := strings.Split(string(table), "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		words := strings.Fields(lines[i])
+		if len(words) > 1 && (strings.HasPrefix(words[0], root+"/store/") || strings.HasPrefix(words[1], root+"/store/")) {
+			_ = syscall.Unmount(words[1], syscall.MNT_DETACH)
+		}
+	}
+	// What was removed is deleted by a process of its own, which may still be at it.
+	for start := time.Now(); time.Since(start) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+		if os.RemoveAll(root+"/store") == nil {
+			return
+		}
+	}
 }
 
 // answers waits until the server listens.
