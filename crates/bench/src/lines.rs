@@ -1,6 +1,7 @@
 //! The lines of the table.
 
 mod docker;
+mod flat;
 mod life;
 mod load;
 mod serve;
@@ -36,6 +37,9 @@ pub(crate) const ALL: &[Line] = &[
     Line { name: "remove", measure: life::remove },
     Line { name: "docker build", measure: docker::build },
     Line { name: "first write to 1 GiB", measure: life::first_write },
+    Line { name: "flattened layers", measure: flat::layers },
+    Line { name: "flattened load", measure: flat::load },
+    Line { name: "flattened page cache", measure: flat::cache },
     Line { name: "containerd's socket", measure: serve::socket },
     Line { name: "docker 28 builds", measure: serve::docker },
     Line { name: "containerd 2 unpacks", measure: serve::unpack },
@@ -229,8 +233,13 @@ impl Bench {
 
     /// `vellum` with a store below `folder`.
     fn vellum(&self, folder: &Path) -> Command {
+        self.vellum_with("overlay", folder)
+    }
+
+    /// The same with a driver.
+    fn vellum_with(&self, driver: &str, folder: &Path) -> Command {
         let mut command = Command::new(&self.vellum);
-        command.arg("--root").arg(folder.join("store")).args(["--driver", "overlay"]);
+        command.arg("--root").arg(folder.join("store")).args(["--driver", driver]);
         command
     }
 

@@ -1,0 +1,215 @@
+//! Flattened images (the driver composefs) beside layers that the kernel lays over each other (overlay), on one XFS.
+
+use super::{Bench, Figures, Goal};
+use crate::run::{Cost, Error, measure, shell};
+use std::io::{self, BufRead, Read};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use vellum_archive::XattrForm;
+use vellum_archive::target::{FileData, Joints, LayerPath, Meta};
+use vellum_driver::{CreateSpec, Driver, DriverConfig, Factory, MountOptions};
+use vellum_mount::Mounter;
+use vellum_types::LayerId;
+
+const TIMES: usize = 30;
+/// Of the image that a figure is about.
+const ENTRIES: usize = 34_000;
+
+fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Error {
+    move |error| Error::at(what)(io::Error::other(error.to_string()))
+}
+
+/// A file's content, in memory.
+struct Bytes<'a>(&'a [u8], bool);
+
+impl Read for Bytes<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl BufRead for Bytes<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        Ok(self.0)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.0.consume(count);
+    }
+}
+
+impl FileData for Bytes<'_> {
+    fn next_extent(&mut self) -> io::Result<Option<(u64, u64)>> {
+        let length = self.0.len() as u64;
+        Ok((!std::mem::replace(&mut self.1, true)).then_some((0, length)))
+    }
+}
+
+/// A driver with a mounter, and the next layer's number.
+struct Stage {
+    driver: Box<dyn Driver>,
+    mounter: Mounter,
+    next: u32,
+}
+
+impl Stage {
+    fn new(folder: &Path, factory: &dyn Factory) -> Result<Self, Error> {
+        let folder = folder.join(factory.name());
+        std::fs::create_dir_all(&folder).map_err(Error::at("make a folder"))?;
+        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+        let driver = factory.open(&folder.join("home"), config).map_err(failed("open the driver"))?;
+        let mounter =
+            Mounter::new(folder.join("run"), folder.join("mnt")).map_err(failed("open the mounter"))?;
+        Ok(Self { driver, mounter, next: 0 })
+    }
+
+    fn id(&mut self) -> Result<LayerId, Error> {
+        self.next += 1;
+        LayerId::new(self.next).ok_or_else(|| Error::Missing("a layer's number".into()))
+    }
+
+    /// A committed layer of so many files.
+    fn layer(&mut self, parent: Option<LayerId>, files: usize) -> Result<LayerId, Error> {
+        let id = self.id()?;
+        self.driver.create(id, &CreateSpec { parent, ..CreateSpec::default() }).map_err(failed("create"))?;
+        let mut target = self.driver.target(id).map_err(failed("unpack"))?;
+        let meta = Meta { mode: 0o644, ..Meta::default() };
+        for file in 0..files {
+            let name = format!("d{:03}/{id}-{file:05}", file % 500);
+            let path = LayerPath::new(name.clone()).map_err(failed("name a file"))?;
+            let content = name.repeat(20);
+            target
+                .file(&path, &meta, content.len() as u64, &mut Bytes(content.as_bytes(), false))
+                .map_err(failed("unpack"))?;
+        }
+        let finished = target.finish().map_err(failed("unpack"))?;
+        let joints = Joints { implied: finished.joints.implied, ..Joints::default() };
+        let _ = self.driver.commit(id, parent, &joints).map_err(failed("commit"))?;
+        Ok(id)
+    }
+
+    fn stack(&mut self, layers: usize) -> Result<LayerId, Error> {
+        let mut top = self.layer(None, 10)?;
+        for _ in 1..layers {
+            top = self.layer(Some(top), 3)?;
+        }
+        let _ = self.driver.prepare(top).map_err(failed("prepare"))?;
+        Ok(top)
+    }
+
+    /// Medians in milliseconds: of making and mounting a container, of the mount alone, and of the first look-up of a name that does not exist.
+    fn containers(&mut self, parent: LayerId) -> Result<[f64; 3], Error> {
+        let mut times: [Vec<f64>; 3] = Default::default();
+        for _ in 0..TIMES {
+            let id = self.id()?;
+            let begin = Instant::now();
+            let spec = CreateSpec { parent: Some(parent), ..CreateSpec::default() };
+            self.driver.create(id, &spec).map_err(failed("create"))?;
+            let made = begin.elapsed();
+            let plan = self.driver.mounts(id, &MountOptions::default()).map_err(failed("mount"))?;
+            let root = self.mounter.acquire(id, &plan).map_err(failed("mount"))?;
+            let mounted = begin.elapsed();
+            let missing = Instant::now();
+            let there = root.join("missing").exists();
+            times[2].push(missing.elapsed().as_secs_f64() * 1000.0);
+            debug_assert!(!there);
+            times[0].push(mounted.as_secs_f64() * 1000.0);
+            times[1].push((mounted - made).as_secs_f64() * 1000.0);
+            self.mounter.release(id).map(drop).map_err(failed("unmount"))?;
+        }
+        Ok(times.map(|mut list| {
+            list.sort_by(f64::total_cmp);
+            list[list.len() / 2]
+        }))
+    }
+}
+
+fn xfs(bench: &Bench, name: &str) -> Result<PathBuf, Error> {
+    let folder = bench.output(name, 0)?;
+    crate::run::tool("mkfs.xfs")?;
+    shell(
+        r#"truncate -s 20G "$1/disk"; mkfs.xfs -q "$1/disk"; mkdir "$1/store"
+        mount -o loop "$1/disk" "$1/store"; rm "$1/disk""#,
+        &[&folder],
+    )?;
+    Ok(folder)
+}
+
+/// Mounts and look-ups by the number of layers, and the image of metadata.
+pub(super) fn layers(bench: &Bench) -> Result<Vec<Figures>, Error> {
+    let folder = xfs(bench, "flat")?.join("store");
+    let mut flat = Stage::new(&folder, &vellum_driver_composefs::FACTORY)?;
+    let mut overlay = Stage::new(&folder, &vellum_driver_overlay::FACTORY)?;
+    let mut figures = Vec::new();
+    for (layers, goals) in [
+        (14, [Some(2.0), None, None]),
+        (100, [None, Some(1.0), None]),
+        (120, [None, None, Some(0.1)]),
+        (499, [None, Some(0.3), None]),
+    ] {
+        let (ours, theirs) = (flat.stack(layers)?, overlay.stack(layers)?);
+        let (ours, theirs) = (flat.containers(ours)?, overlay.containers(theirs)?);
+        let what = ["create + mount", "mount", "a name that does not exist, first look-up"];
+        for (number, goal) in goals.into_iter().enumerate() {
+            if let Some(goal) = goal {
+                let what = format!("{}, {layers} layers, beside overlay", what[number]);
+                figures.push(Figures::ratio_of(what, "ms", ours[number], theirs[number], goal));
+            }
+        }
+    }
+    let many = flat.layer(None, ENTRIES)?;
+    let begin = Instant::now();
+    let _ = flat.driver.prepare(many).map_err(failed("prepare"))?;
+    let took = begin.elapsed().as_secs_f64() * 1000.0;
+    figures.push(Figures::value(format!("image of {ENTRIES} entries"), "ms", took, Goal::Value(300.0)));
+    let deep = flat.stack(600)?;
+    let [made, ..] = flat.containers(deep)?;
+    figures.push(Figures::value("create + mount, 600 layers", "ms", made, Goal::None));
+    Ok(figures)
+}
+
+/// The real image into both drivers, on one file system each time made anew.
+pub(super) fn load(bench: &Bench) -> Result<Vec<Figures>, Error> {
+    let image = bench.real()?;
+    let load = |driver: &str, run| -> Result<Cost, Error> {
+        let folder = xfs(bench, &format!("load-{driver}-{run}"))?;
+        let cost = measure(bench.vellum_with(driver, &folder).args(["load", "-i"]).arg(&image.oci))?.0;
+        shell(r#"umount "$1/store""#, &[&folder])?;
+        Ok(cost)
+    };
+    let [ours, theirs] =
+        bench.alternate([&mut |run| load("composefs", run), &mut |run| load("overlay", run)])?;
+    let (ours, theirs) = (ours.wall.as_secs_f64(), theirs.wall.as_secs_f64());
+    Ok(vec![Figures::ratio_of("load real with composefs, beside overlay", "s", ours, theirs, 1.25)])
+}
+
+/// What a second container, of another image, adds to the page cache when it reads the same gigabyte.
+pub(super) fn cache(bench: &Bench) -> Result<Vec<Figures>, Error> {
+    let folder = xfs(bench, "cache")?;
+    shell(
+        r#"mkdir "$1/in" "$1/other"; head -c 1G /dev/urandom >"$1/in/big"; cp "$1/in/big" "$1/other/big"; echo x >"$1/other/more""#,
+        &[&folder],
+    )?;
+    let mut read = Vec::new();
+    for image in ["in", "other"] {
+        let vellum = || bench.vellum_with("composefs", &folder);
+        measure(vellum().arg("import").arg(folder.join(image)).arg(image))?;
+        let id = measure(vellum().args(["create", image]))?.1;
+        read.push(PathBuf::from(measure(vellum().args(["mount", id.trim()]))?.1.trim()));
+    }
+    shell(r#"sync; echo 3 >/proc/sys/vm/drop_caches"#, &[])?;
+    let cached = |path: &Path| -> Result<f64, Error> {
+        let script = r#"cat "$1/big" >/dev/null; awk '/^Cached:/ {print $2 / 1024}' /proc/meminfo"#;
+        let out = shell(script, &[path])?.1;
+        out.trim().parse().map_err(failed("read /proc/meminfo"))
+    };
+    let (first, second) = (cached(&read[0])?, cached(&read[1])?);
+    shell(r#""$2" --root "$1/store" umount --all"#, &[&folder, Path::new(&bench.vellum)])?;
+    let more = (second - first).max(0.0);
+    Ok(vec![Figures::value(
+        "page cache that another image's reading of the same 1 GiB adds",
+        "MiB",
+        more,
+        Goal::Value(20.5),
+    )])
+}
