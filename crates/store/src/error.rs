@@ -120,6 +120,18 @@ impl Error {
         self.hint.as_deref()
     }
 
+    /// A write found no room; a refusal to begin one is none.
+    pub(crate) fn is_full_write(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            if error.is::<std::io::Error>() {
+                return self.code == Code::Full;
+            }
+            cause = error.source();
+        }
+        false
+    }
+
     fn describe(&self) -> String {
         let mut out = format!("cannot {}", self.operation);
         if let Some(object) = &self.object {

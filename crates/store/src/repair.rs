@@ -10,6 +10,7 @@ use crate::faults::point;
 use crate::layerfiles::LayerFile;
 use crate::load::apply_stream;
 use crate::mend::Sound;
+use crate::stream::Stoppable;
 use crate::{Code, Error, Result, Store, files, findings};
 use std::collections::BTreeMap;
 use std::io::BufReader;
@@ -112,10 +113,11 @@ impl Store {
         point("store.repair.begin")?;
         let below = self.chain_of(layer.parent)?;
         let done = self.operate(|owner| {
-            let staged = self.stage(owner, Role::Image, &below, |id| {
+            let staged = self.stage(owner, Role::Image, &below, |id, stop| {
                 let file = std::fs::File::open(&path).map_err(|e| Error::io("open the blob", &path, e))?;
                 let decoder = Decoder::new(file).map_err(|e| Error::io("decompress", &path, e))?;
-                apply_stream(self, id, &mut BufReader::with_capacity(256 << 10, decoder))
+                let input = BufReader::with_capacity(256 << 10, decoder);
+                apply_stream(self, id, &mut Stoppable { input, stop })
             })?;
             if staged.filled.diff_id != diff_id {
                 return cannot("its blob unpacks to another digest", "load the image again");

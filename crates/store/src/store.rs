@@ -149,16 +149,17 @@ impl Store {
         crate::reserve::keep(&self.layout);
         // A pool that cannot be made larger may still have room.
         let _ = self.pool_tend();
-        self.layout.file_systems().try_for_each(|folder| self.check_floor_at(folder, operation))
+        self.layout.file_systems().try_for_each(|folder| self.check_floor_at(folder, 0, operation))
     }
 
-    /// As [`Store::check_floor`], of the file system that the catalog lies on, and a pool's file.
-    pub(crate) fn check_host_floor(&self, operation: &str) -> Result<()> {
-        self.check_floor_at(self.layout.root(), operation)
+    /// As [`Store::check_floor`], of the file system that a pool's file lies on, when what is written will take so many bytes more.
+    pub(crate) fn check_host_floor(&self, more: u64, operation: &str) -> Result<()> {
+        self.check_floor_at(self.layout.root(), more, operation)
     }
 
-    fn check_floor_at(&self, root: &Path, operation: &str) -> Result<()> {
-        let fs = FileSystem::at(root).map_err(|e| Error::io("look at the file system of", root, e))?;
+    fn check_floor_at(&self, root: &Path, more: u64, operation: &str) -> Result<()> {
+        let mut fs = FileSystem::at(root).map_err(|e| Error::io("look at the file system of", root, e))?;
+        fs.free_bytes = fs.free_bytes.saturating_sub(more);
         let floor = self.floor.of(&fs);
         let refuse = |reason: String| {
             Err(Error::new(Code::Full, operation, reason).object(root.display()).with_hint(

@@ -24,6 +24,8 @@ use jiff::Timestamp;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vellum_archive::compression::Decoder;
 use vellum_archive::tree::{Form, Visit, walk};
@@ -42,6 +44,21 @@ pub(crate) struct Below {
 impl Below {
     pub(crate) fn top(&self) -> Option<LayerId> {
         self.layers.last().copied()
+    }
+}
+
+/// What is read until somebody says stop.
+pub(crate) struct Stoppable<'a, R> {
+    pub(crate) input: R,
+    pub(crate) stop: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Stoppable<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(std::io::Error::other("it is given up, for want of room")),
+            false => self.input.read(buffer),
+        }
     }
 }
 
@@ -111,10 +128,11 @@ impl Store {
         progress.layer_started(0, "import", None);
         self.operate(|owner| {
             let staged = match source {
-                ImportSource::Tar(input) => self.stage(owner, Role::Image, &below, |id| {
+                ImportSource::Tar(input) => self.stage(owner, Role::Image, &below, |id, stop| {
                     let decoder = Decoder::new(Counted { input, progress })
                         .map_err(|e| not_decompressed("decompress the archive", e))?;
-                    apply_stream(self, id, &mut BufReader::with_capacity(256 << 10, decoder))
+                    let input = BufReader::with_capacity(256 << 10, decoder);
+                    apply_stream(self, id, &mut Stoppable { input, stop })
                 })?,
                 ImportSource::Folder(folder) => {
                     let form = self.plain_form();
@@ -181,14 +199,15 @@ impl Store {
         below: &Below,
         write: impl FnOnce(&mut dyn Write) -> Result<()> + Send,
     ) -> Result<Staged> {
-        self.stage(owner, Role::Image, below, |id| {
-            let (mut reader, writer) = std::io::pipe().map_err(|e| Error::io("make a pipe", "pipe", e))?;
+        self.stage(owner, Role::Image, below, |id, stop| {
+            let (reader, writer) = std::io::pipe().map_err(|e| Error::io("make a pipe", "pipe", e))?;
             std::thread::scope(|scope| {
                 let writer = scope.spawn(move || {
                     let mut out = BufWriter::with_capacity(256 << 10, writer);
                     write(&mut out)?;
                     out.flush().map_err(|e| Error::io("write the archive", "pipe", e))
                 });
+                let mut reader = Stoppable { input: reader, stop };
                 let applied = apply_stream(self, id, &mut reader);
                 // A writer that waits for room in the pipe must not wait for ever.
                 drop(reader);
@@ -205,13 +224,13 @@ impl Store {
         })
     }
 
-    /// Makes a layer for `role` that `fill` fills, and joins it to the one below.
+    /// Makes a layer for `role` that `fill` fills, and joins it to the one below. `fill` reads through a [`Stoppable`] with what it is given.
     pub(crate) fn stage(
         &self,
         owner: &Owner,
         role: Role,
         below: &Below,
-        fill: impl FnOnce(LayerId) -> Result<Filled>,
+        fill: impl FnOnce(LayerId, &AtomicBool) -> Result<Filled>,
     ) -> Result<Staged> {
         let driver = self.driver.name();
         let barrier = crate::layout::open_folder(self.layout.data())?;
@@ -226,8 +245,18 @@ impl Store {
         let parallel = self.driver.capabilities().has(Ability::ParallelUnpack);
         let parent = if parallel { None } else { below.top() };
         self.create_layer(id, &CreateSpec { parent, view: false, options: &[] })?;
-        // What fails below the host's floor is told by the write.
-        let filled = self.watched(&|_| {}, || files::writing_back(self.layout.data(), || fill(id)))?;
+        let low = Mutex::new(None);
+        let stop = AtomicBool::new(false);
+        let tell = |e| {
+            stop.store(true, Ordering::Relaxed);
+            drop(low.lock().map(|mut low| *low = Some(e)));
+        };
+        let filled = self.watched(&tell, || files::writing_back(self.layout.data(), || fill(id, &stop)));
+        // Why it was stopped, rather than that it was.
+        if let Ok(Some(low)) = low.into_inner() {
+            return Err(low);
+        }
+        let filled = filled?;
         point("store.stage.filled")?;
         let reading = self.reading_layers()?;
         let _ = self.driver.commit(id, below.top(), &filled.finished.joints)?;

@@ -233,6 +233,41 @@ fn loop_a_full_host_is_an_error_that_loses_nothing() {
     }
 }
 
+#[test]
+fn loop_a_load_is_given_up_before_the_host_falls_below_its_floor() {
+    let test = "loop_a_load_is_given_up_before_the_host_falls_below_its_floor";
+    for fs in BOTH {
+        let Some(host) = Host::new(test, 1200) else { return };
+        let Some(_) = host.pool(test, spec(fs, 2048)) else { return };
+        let store = Store::open(&host.careful("overlay")).unwrap();
+        let floor = host.careful("overlay").floor.bytes;
+        let filler = host.fill((floor >> 20) + 60);
+        // One layer, so that nobody looks between layers.
+        let large = Image::bulky(9, 1, 160);
+        for kind in ["load", "import"] {
+            let error = match kind {
+                "load" => store.load_image(large.input(&["large"], false), &Silent).unwrap_err(),
+                _ => {
+                    store.import(ImportSource::Tar(Box::new(&large.tars[0][..])), None, &Silent).unwrap_err()
+                }
+            };
+            assert_eq!(error.code(), Code::Full, "{}", told(&error));
+            assert!(told(&error).contains("kept in reserve"), "{}", told(&error));
+            let left = FileSystem::at(host.path()).unwrap().free_bytes;
+            let _ = store.gc(false).unwrap();
+            assert!(left > floor / 4, "{kind} on {}: {} MiB are left", fs.name(), left / MIB);
+        }
+        assert!(store.images().unwrap().is_empty());
+        assert_nothing_to_collect(&store);
+        std::fs::remove_file(filler).unwrap();
+        store.load_image(large.input(&["large"], false), &Silent).unwrap();
+        assert_clean(&store);
+        drop(store);
+        Store::reset(&host.options("overlay")).unwrap();
+        host.assert_off();
+    }
+}
+
 /// Has the file system of the pool stop, as it does by itself when its log cannot be written.
 fn shut_down(store: &Store) -> bool {
     let done = Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(store.data()).status();

@@ -7,7 +7,7 @@ use crate::containers::{finished, layer_file};
 use crate::faults::point;
 use crate::load::apply_stream;
 use crate::locks::{Hold, Owner};
-use crate::stream::Staged;
+use crate::stream::{Staged, Stoppable};
 use crate::{Code, Error, Result, SnapshotKind, SnapshotRow};
 use std::io::Read;
 use vellum_driver::Ability;
@@ -45,8 +45,9 @@ impl Graph<'_> {
         point("store.graph.apply-begin")?;
         let content = store.operate(|owner| {
             let mut tar = tar;
-            let staged =
-                store.stage(owner, Role::Snapshot, &below, |new| apply_stream(store, new, &mut tar))?;
+            let staged = store.stage(owner, Role::Snapshot, &below, |new, stop| {
+                apply_stream(store, new, &mut Stoppable { input: &mut tar, stop })
+            })?;
             self.record(owner, &held.row, below.top(), &staged)?;
             Ok(staged.filled.content)
         })?;

@@ -90,9 +90,7 @@ impl Store {
         self.check_floor("load the image")?;
         match self.load_once(&input, &facts, progress) {
             // A pool that filled faster than it was made larger has room by now.
-            Err(e) if e.code() == Code::Full && self.pool_has_room() => {
-                self.load_once(&input, &facts, progress)
-            }
+            Err(e) if e.is_full_write() && self.pool_has_room() => self.load_once(&input, &facts, progress),
             result => result,
         }
     }

@@ -179,7 +179,16 @@ impl Store {
         Ok(true)
     }
 
-    /// Does work that writes much, and meanwhile makes a pool larger when it fills. `low` is told, once, when the host falls below its floor.
+    /// What is written in the pool and not in its file yet: bytes that the host will have fewer.
+    fn owed(&self) -> Result<u64> {
+        let pool = self.layout.data();
+        let fs = FileSystem::at(pool).map_err(|e| Error::io("look at the file system of", pool, e))?;
+        let used = fs.total_bytes.saturating_sub(fs.free_bytes);
+        Ok(used.saturating_sub(device::allocated(&self.layout)?.1))
+    }
+
+    /// Does work that writes much, and meanwhile makes a pool larger when it fills. `low` is told, once, when the host falls below its floor, or
+    /// will when what was written has reached it.
     pub(crate) fn watched<T>(&self, low: &(dyn Fn(Error) + Sync), work: impl FnOnce() -> T) -> T {
         if !self.layout.has_pool() {
             return work();
@@ -187,11 +196,13 @@ impl Store {
         let (done, end) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|scope| {
             scope.spawn(move || {
+                let before = self.owed().unwrap_or(0);
                 let mut told = false;
                 while end.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
                     // What cannot be looked at or made larger is told by the write that fails.
                     let _ = self.pool_tend();
-                    if !told && let Err(e) = self.check_host_floor("go on") {
+                    let owed = self.owed().unwrap_or(0).saturating_sub(before);
+                    if !told && let Err(e) = self.check_host_floor(owed, "go on") {
                         told = true;
                         low(e);
                     }
