@@ -318,6 +318,35 @@ fn loop_a_pool_that_failed_says_so_and_is_mounted_anew() {
 }
 
 #[test]
+fn loop_damage_to_a_pools_file_system_is_found_and_mended() {
+    use std::os::unix::fs::FileExt as _;
+    let test = "loop_damage_to_a_pools_file_system_is_found_and_mended";
+    let Some(host) = Host::new(test, 600) else { return };
+    let Some(_) = host.pool(test, spec(PoolFs::Xfs, 400)) else { return };
+    let options = host.options("overlay");
+    let store = Store::open(&options).unwrap();
+    store.load_image(Image::simple().input(&["kept"], false), &Silent).unwrap();
+    drop(store);
+    Store::pool_unmount(&options).unwrap();
+    // The copy of the superblock in the second of four groups.
+    let file = std::fs::File::options().write(true).open(host.image()).unwrap();
+    file.write_all_at(&[0xff; 4096], 100 << 20).unwrap();
+    drop(file);
+    let check = Store::pool_check(&options, false).unwrap();
+    assert!(check.findings.len() == 1 && check.repaired.is_empty(), "{check:?}");
+    let check = Store::pool_check(&options, true).unwrap();
+    assert!(check.findings.is_empty() && check.repaired.len() == 1, "{check:?}");
+    let check = Store::pool_check(&options, false).unwrap();
+    assert!(check.findings.is_empty() && check.repaired.is_empty(), "{check:?}");
+    let store = Store::open(&options).unwrap();
+    assert_eq!(store.images().unwrap().len(), 1);
+    assert_clean(&store);
+    drop(store);
+    Store::reset(&options).unwrap();
+    host.assert_off();
+}
+
+#[test]
 fn loop_a_preallocated_pool_does_not_care_for_a_full_host() {
     let test = "loop_a_preallocated_pool_does_not_care_for_a_full_host";
     for fs in BOTH {

@@ -44,6 +44,9 @@ impl Store {
         if let Some(found) = look_into(&layout, facts.fs, false)? {
             match repair.then(|| mend(&layout, facts.fs)).transpose()?.flatten() {
                 Some(done) => check.repaired.push(format!("{found}; {done}")),
+                None if repair && facts.fs == PoolFs::Btrfs => check.findings.push(format!(
+                    "{found}; `btrfs check --repair` may make it worse, so it is not run here: see btrfs-check(8)"
+                )),
                 None => check.findings.push(found),
             }
         }

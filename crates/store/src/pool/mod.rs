@@ -41,7 +41,7 @@
 //! **Create** (the store has no layer, image or container)
 //! 1. `unmade.json` is published. `pool/image` is made and given its length; with `preallocate` its blocks too. No copy-on-write beneath, where the host has that.
 //! 2. The program of the file system formats it: the one command that is started.
-//! 3. It is attached and mounted; `.pool` and the folders are made, and synced, the file and its folder too.
+//! 3. It is attached and mounted; `.pool` is made, and synced, the file and its folder too. The folders come when the store is opened.
 //!    *Killed until here*: the next process that opens the store takes `pool/` away. That is only done where `unmade.json` says so, or there is no file:
 //!    a `pool.json` that was lost must not cost the pool.
 //! 4. `unmade.json` is renamed to `pool.json`, durably: now the store has a pool.
@@ -62,7 +62,7 @@
 //! pool does neither, as it is to keep its blocks.
 //!
 //! **Check**: locks `store` alone, mounts (which replays the log), unmounts, and has the file system's own program look at the file without changing it. With
-//! repair it may change an XFS; btrfs has no repair that could be run without a thought, and the error says so.
+//! repair it may change an XFS; btrfs has no repair that could be run without a thought, and the finding says so.
 //!
 //! **Remove** (the store has no layer, image or container)
 //! 1. Unmounted; the device goes. 2. The catalog forgets `pool`. *Killed until here*: the next process mounts it, and notes it again.
