@@ -58,7 +58,13 @@ fn root_an_image_goes_in_and_comes_back_bit_for_bit() {
 #[test]
 fn loop_a_container_lives_in_a_pool_as_elsewhere() {
     let test = "loop_a_container_lives_in_a_pool_as_elsewhere";
-    for (driver, fs) in [("overlay", PoolFs::Xfs), ("overlay", PoolFs::Btrfs), ("btrfs", PoolFs::Btrfs)] {
+    let kinds = [
+        ("overlay", PoolFs::Xfs),
+        ("overlay", PoolFs::Btrfs),
+        ("btrfs", PoolFs::Btrfs),
+        ("composefs", PoolFs::Xfs),
+    ];
+    for (driver, fs) in kinds {
         if let Some(place) = Place::on_pool(test, driver, fs) {
             written_saved_rolled_back_and_committed(&place);
         }
