@@ -299,3 +299,8 @@ fn root_flipped_bits_are_found_on_vfs() {
 fn root_flipped_bits_are_found_on_btrfs() {
     flips("root_flipped_bits_are_found_on_btrfs", "btrfs");
 }
+
+#[test]
+fn root_flipped_bits_are_found_on_composefs() {
+    flips("root_flipped_bits_are_found_on_composefs", "composefs");
+}

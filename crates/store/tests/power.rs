@@ -265,3 +265,9 @@ fn loop_a_power_cut_at_any_moment_loses_nothing_reported_by_the_driver_btrfs() {
     let test = "loop_a_power_cut_at_any_moment_loses_nothing_reported_by_the_driver_btrfs";
     cut(test, Setup { driver: "btrfs", ..Setup::on("mkfs.btrfs") });
 }
+
+#[test]
+fn loop_a_power_cut_at_any_moment_loses_nothing_reported_by_the_driver_composefs() {
+    let test = "loop_a_power_cut_at_any_moment_loses_nothing_reported_by_the_driver_composefs";
+    cut(test, Setup { driver: "composefs", ..Setup::on("mkfs.xfs") });
+}
