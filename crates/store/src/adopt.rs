@@ -7,10 +7,13 @@
 //!    snapshot (which, mostly, was adopted before); the row is added.
 //! 2. `layer.json` follows, so that a rebuilt catalog has the row too.
 //!
+//! Killed between the two, the record is behind, and `check` has it follow.
+//!
 //! The layer is held by the row as by an image. Removing the snapshot takes the row, and the layer only when nothing else needs it.
 
 use crate::catalog::layers::{Role, State};
 use crate::catalog::{Durability, damage, layers, snapshots};
+use crate::faults::point;
 use crate::{Labels, Result, SnapshotKind, Snapshots};
 use jiff::Timestamp;
 use rusqlite::Transaction;
@@ -42,6 +45,7 @@ impl Snapshots<'_> {
             snapshots::add(tx, &new)?;
             Ok((true, Some(layer)))
         })?;
+        point("store.adopt.recorded")?;
         if let Some(layer) = layer {
             self.write_file(layer)?;
         }

@@ -314,10 +314,15 @@ impl Store {
             Ok(Some(file)) => {
                 let want = self.catalog.read(|tx| LayerFile::of(tx, layer))?;
                 let driver = self.driver_named(&layer.driver)?;
-                if file.same_identity(&want, driver.capabilities().has(Ability::StoresFilesOnce)) {
+                let once = driver.capabilities().has(Ability::StoresFilesOnce);
+                let adopted = LayerFile { adopted: want.adopted.clone(), ..file.clone() };
+                if file.same_identity(&want, once) {
                     None
-                } else if layer.role == Role::Snapshot && file.id == layer.id {
-                    // Its labels and its kind change, and the file follows: a kill in between leaves the old one.
+                } else if file.id == layer.id
+                    && (layer.role == Role::Snapshot || adopted.same_identity(&want, once))
+                {
+                    // A snapshot's labels and its kind change, and an image's layer is adopted and given up; the file follows: a kill in
+                    // between leaves the old one.
                     if self.read_only.is_none() {
                         want.write(&folder)?;
                     }

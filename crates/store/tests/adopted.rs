@@ -40,6 +40,13 @@ fn root_layers_of_an_image_become_snapshots_and_outlive_it() {
         adopt_all(&store, "containerd/a", &chains);
         adopt_all(&store, "containerd/b", &chains);
         assert_eq!(snapshots.walk().unwrap().len(), 3);
+        assert_clean(&store);
+        // What is given up while the image stays is not written beside the layer any more.
+        store.snapshots("containerd/c").adopt(&chains[0], None, &Labels::new()).unwrap();
+        let record = place.root().join("layers").join(&place.driver).join("1/layer.json");
+        assert!(std::fs::read_to_string(&record).unwrap().contains("containerd/c"));
+        store.snapshots("containerd/c").remove(&chains[0]).unwrap();
+        assert!(!std::fs::read_to_string(&record).unwrap().contains("containerd/c"));
         // Another layer under the name is not what is wanted.
         assert!(!snapshots.adopt(&chains[1], None, &Labels::new()).unwrap());
         snapshots.prepare("box", Some(&chains[2]), &Labels::new()).unwrap();
@@ -47,7 +54,7 @@ fn root_layers_of_an_image_become_snapshots_and_outlive_it() {
         store.remove_image("i", true).unwrap();
         assert_clean(&store);
         assert_nothing_to_collect(&store);
-        let mounts = snapshots.hand_out("box", None).unwrap();
+        let mounts = snapshots.hand_out(&snapshots.stat("box").unwrap(), None).unwrap();
         assert_eq!(mounts.len(), 1);
 
         snapshots.remove("box").unwrap();
@@ -103,8 +110,8 @@ fn root_what_is_handed_out_is_the_same_each_time_and_belongs_to_the_owner() {
         snapshots.commit("base", "base-committed", None, &Labels::new()).unwrap_err();
         snapshots.commit("committed", "base", None, &Labels::new()).unwrap();
         snapshots.prepare("box", Some("committed"), &Labels::new()).unwrap();
-        let handed = snapshots.hand_out("box", Some((1234, 5678))).unwrap();
-        assert_eq!(handed, snapshots.hand_out("box", Some((1234, 5678))).unwrap());
+        let handed = snapshots.hand_out(&snapshots.stat("box").unwrap(), Some((1234, 5678))).unwrap();
+        assert_eq!(handed, snapshots.hand_out(&snapshots.stat("box").unwrap(), Some((1234, 5678))).unwrap());
         // Where a bind mount is handed out, the front end maps the owners of all of it.
         if let Some(upper) = handed[0].options.iter().find_map(|option| option.strip_prefix("upperdir=")) {
             let meta = std::fs::metadata(upper).unwrap();
