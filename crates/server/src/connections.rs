@@ -1,6 +1,7 @@
 //! Accepts connections and serves each with HTTP, until the server stops.
 
 use crate::socket::Socket;
+use crate::threads::{self, Counted};
 use crate::{Error, Result};
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
@@ -35,7 +36,7 @@ pub(crate) async fn serve<S, B>(
 ) -> Result<()>
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-    S::Future: Send,
+    S::Future: Send + 'static,
     S::Error: Into<Cause>,
     B: Body + Send + 'static,
     B::Data: Send,
@@ -49,7 +50,7 @@ where
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => TokioIo::new(stream),
+                Ok((stream, _)) => stream,
                 Err(error) => {
                     // Mostly too many open files: those that are open end some time, and the rest wait in the queue.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -62,15 +63,17 @@ where
         let service = service.clone();
         match version {
             Version::Two => {
-                let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                builder.timer(TokioTimer::new()).max_concurrent_streams(STREAMS);
-                let connection = graceful.watch(builder.serve_connection(stream, service));
-                tokio::spawn(async move { ended(connection.await) });
+                let watcher = graceful.watcher();
+                threads::serve(stream, |stream| async move {
+                    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    builder.timer(TokioTimer::new()).max_concurrent_streams(STREAMS);
+                    ended(watcher.watch(builder.serve_connection(stream, Counted(service))).await);
+                });
             }
             Version::One => {
                 let mut builder = hyper::server::conn::http1::Builder::new();
                 builder.timer(TokioTimer::new());
-                let connection = graceful.watch(builder.serve_connection(stream, service));
+                let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
                 tokio::spawn(async move { ended(connection.await) });
             }
         }

@@ -14,7 +14,8 @@
 //!     socket.rs        the socket: inherited from systemd, or made, 0600
 //!     run.rs           opens the stores, serves the doors, ends well
 //!     connections.rs   accepts, and hands over to HTTP/1 or HTTP/2
-//!     work.rs          blocking work of a request, off the event loop
+//!     threads.rs       a connection's own thread, and when it works by itself
+//!     work.rs          blocking work of a request, where it may block
 //!     metrics.rs       counts and times, for Prometheus
 //!     containerd/      door one
 //!     docker/          door two
@@ -26,10 +27,10 @@
 //! 1. Every store is opened (which recovers what an earlier server, or any other process, left behind), every socket is taken. If one fails, nothing is
 //!    served, and the error says which.
 //! 2. Readiness is told to systemd, if it asked for it.
-//! 3. Each connection is a task; the store's work of each request runs on a thread that may block, at most [`run::THREADS`] at once: more
-//!    requests wait, and none is refused.
+//! 3. Each connection has a thread ([`threads`]). The store's work of a request runs there as long as it is the only one, else on threads that all
+//!    share, at most [`run::THREADS`] at once: more requests wait, and none is refused.
 //! 4. SIGTERM or SIGINT: no more connections are taken, those that are open end their requests within [`run::PATIENCE`], sockets that this process made
-//!    are removed. Mounts stay: containers live on without the server.
+//!    are removed. Mounts stay: containers live on without the server. What removals left to do is done before the end.
 //!
 //! A kill at any moment is as the end of any other process of the store: what was answered is durable, what was not is rolled back
 //! by the next open (the store's table tells when).
@@ -49,6 +50,7 @@ mod error;
 mod metrics;
 mod run;
 mod socket;
+mod threads;
 mod work;
 
 pub use config::{Config, Door, DoorKind};

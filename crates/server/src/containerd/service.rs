@@ -11,7 +11,7 @@ use super::snapshots::{
 use super::{ApiMount, convert, handing, labels};
 use crate::Door;
 use crate::metrics::Meter;
-use crate::work;
+use crate::work::{self, Length};
 use std::sync::Arc;
 use tonic::{Code, Request, Response, Status};
 use vellum_driver::Ability;
@@ -32,13 +32,17 @@ struct Inner {
     store: Arc<Store>,
     namespace: String,
     share_images: bool,
+    /// How long it takes to make a snapshot, or to find it made.
+    making: Length,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
     pub(super) fn new(store: Arc<Store>, door: &Door, meter: Meter) -> Self {
-        let door = Inner { store, namespace: door.namespace(), share_images: door.share_images };
+        let instant = store.capabilities().has(Ability::InstantCreate);
+        let making = if instant { Length::Short } else { Length::Long };
+        let door = Inner { store, namespace: door.namespace(), share_images: door.share_images, making };
         Self { door: Arc::new(door), meter }
     }
 
@@ -46,10 +50,11 @@ impl Service {
     async fn call<T: Send + 'static>(
         &self,
         operation: &'static str,
+        length: Length,
         work: impl FnOnce(&Inner) -> Result<T, Status> + Send + 'static,
     ) -> Answer<T> {
         let door = Arc::clone(&self.door);
-        work::blocking(&self.meter, operation, move || work(&door))
+        work::blocking(&self.meter, operation, length, move || work(&door))
             .await
             .unwrap_or_else(|| {
                 Err(Status::internal(format!("{operation}: the server failed; its log says where")))
@@ -122,7 +127,7 @@ impl Inner {
             return Err(Status::failed_precondition(text));
         }
         let owner = mapping.filter(|_| row.kind == SnapshotKind::Active).map(|mapping| mapping.root);
-        let handed = self.snapshots().hand_out(&row.key, owner).map_err(told)?;
+        let handed = self.snapshots().hand_out(row, owner).map_err(told)?;
         Ok(handing::mounts(handed, mapping))
     }
 
@@ -165,7 +170,7 @@ impl Inner {
 impl Api for Service {
     async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> Answer<PrepareSnapshotResponse> {
         let PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
-        self.call("prepare", move |door| {
+        self.call("prepare", self.door.making, move |door| {
             let mounts = door.make(&key, SnapshotKind::Active, &parent, &labels)?;
             Ok(PrepareSnapshotResponse { mounts })
         })
@@ -174,7 +179,7 @@ impl Api for Service {
 
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
         let ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
-        self.call("view", move |door| {
+        self.call("view", self.door.making, move |door| {
             let mounts = door.make(&key, SnapshotKind::View, &parent, &labels)?;
             Ok(ViewSnapshotResponse { mounts })
         })
@@ -183,7 +188,7 @@ impl Api for Service {
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
         let key = request.into_inner().key;
-        self.call("mounts", move |door| {
+        self.call("mounts", self.door.making, move |door| {
             let row = door.snapshots().stat(&key).map_err(told)?;
             let mapping = labels::mapping(&row.labels).map_err(Status::failed_precondition)?;
             Ok(MountsResponse { mounts: door.hand_out(&row, mapping.as_ref())? })
@@ -193,7 +198,7 @@ impl Api for Service {
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<()> {
         let CommitSnapshotRequest { name, key, labels, parent, .. } = request.into_inner();
-        self.call("commit", move |door| {
+        self.call("commit", Length::Long, move |door| {
             given("the name", &name)?;
             labels::check(&labels).map_err(Status::invalid_argument)?;
             let row = door.snapshots().stat(&key).map_err(told)?;
@@ -208,12 +213,12 @@ impl Api for Service {
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
         let key = request.into_inner().key;
-        self.call("remove", move |door| door.snapshots().remove(&key).map_err(told)).await
+        self.call("remove", Length::Short, move |door| door.snapshots().remove(&key).map_err(told)).await
     }
 
     async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
         let key = request.into_inner().key;
-        self.call("stat", move |door| {
+        self.call("stat", Length::Short, move |door| {
             let row = door.snapshots().stat(&key).map_err(told)?;
             Ok(StatSnapshotResponse { info: Some(convert::info(row)) })
         })
@@ -222,7 +227,7 @@ impl Api for Service {
 
     async fn update(&self, request: Request<UpdateSnapshotRequest>) -> Answer<UpdateSnapshotResponse> {
         let request = request.into_inner();
-        self.call("update", move |door| {
+        self.call("update", Length::Long, move |door| {
             Ok(UpdateSnapshotResponse { info: Some(convert::info(door.update(request)?)) })
         })
         .await
@@ -232,7 +237,7 @@ impl Api for Service {
 
     async fn list(&self, request: Request<ListSnapshotsRequest>) -> Answer<Self::ListStream> {
         let filters = request.into_inner().filters;
-        self.call("list", move |door| {
+        self.call("list", Length::Long, move |door| {
             let filters = Filters::parse(&filters).map_err(|e| Status::new(Code::InvalidArgument, e))?;
             let mut rows = door.snapshots().walk().map_err(told)?;
             rows.retain(|row| filters.matches(row));
@@ -248,7 +253,7 @@ impl Api for Service {
 
     async fn usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
         let key = request.into_inner().key;
-        self.call("usage", move |door| {
+        self.call("usage", Length::Long, move |door| {
             let usage = door.snapshots().usage(&key).map_err(told)?;
             let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
             Ok(UsageResponse { size: signed(usage.bytes), inodes: signed(usage.inodes) })
@@ -257,6 +262,6 @@ impl Api for Service {
     }
 
     async fn cleanup(&self, _: Request<CleanupRequest>) -> Answer<()> {
-        self.call("cleanup", |door| door.snapshots().cleanup().map_err(told)).await
+        self.call("cleanup", Length::Long, |door| door.snapshots().cleanup().map_err(told)).await
     }
 }

@@ -2,7 +2,7 @@
 
 use super::messages::{Changed, Message, Promises, Reply, refusal, reply};
 use super::{Body, Plugin};
-use crate::work::blocking;
+use crate::work::{Length, blocking};
 use http::{Response, StatusCode};
 use vellum_driver::Change;
 use vellum_store::{Code, Error, Result};
@@ -11,7 +11,7 @@ impl Plugin {
     pub(super) async fn call(self, message: Message) -> Response<Body> {
         let name = message.name();
         let meter = self.meter.clone();
-        match blocking(&meter, name, move || self.perform(message)).await {
+        match blocking(&meter, name, Length::Long, move || self.perform(message)).await {
             Some(Ok(answer)) => reply(StatusCode::OK, &answer),
             Some(Err(error)) => refusal(StatusCode::OK, &told(&error)),
             None => refusal(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says how"),
