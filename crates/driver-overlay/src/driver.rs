@@ -115,7 +115,7 @@ impl Overlay {
                 ensure_folder(&folder, *part, mode)
                     .map_err(|error| Error::system("create", error).layer(id))?;
             }
-            self.home.write_record(id, record)
+            self.home.write_first_record(id, record)
         })();
         if made.is_err() {
             self.home.take_back(id);

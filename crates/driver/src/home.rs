@@ -265,7 +265,17 @@ impl Home {
         Ok(chain)
     }
 
-    /// Writes the layer's record.
+    /// Writes the record of a layer that was made just now, and of which nobody knows yet: without it, or with a part of it, it is half made.
+    ///
+    /// # Errors
+    /// The file system's; there is one.
+    pub fn write_first_record(&self, id: LayerId, record: &Record) -> Result<()> {
+        vellum_sys::file::create(&self.dir, format!("{id}/{}", self.record), 0o600)
+            .and_then(|mut file| file.write_all(record.text().as_bytes()))
+            .map_err(|error| Error::system("write the record", error).layer(id))
+    }
+
+    /// Writes the layer's record, in place of the one that it has.
     ///
     /// # Errors
     /// The file system's.

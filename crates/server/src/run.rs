@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use vellum_store::{OpenOptions, Store};
+use vellum_store::{Keeper, OpenOptions, Store};
 
 /// How many requests do the store's work at once. Each may have a connection to the catalog, with its memory.
 pub(crate) const THREADS: usize = 16;
@@ -36,6 +36,11 @@ pub fn serve(config: &Config, options: impl Fn(&Path) -> OpenOptions) -> Result<
         tracing::warn!(path, "systemd handed over a socket that no door has");
     }
     let stores = open_stores(&config.doors, options)?;
+    // Two doors with different drivers have one store open twice.
+    let keepers = distinct(&stores, Arc::ptr_eq)
+        .iter()
+        .map(|store| Keeper::start(Arc::clone(store)).map_err(Error::Store))
+        .collect::<Result<Vec<_>>>()?;
     let asked = config.metrics.map(metrics::listen).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -46,7 +51,7 @@ pub fn serve(config: &Config, options: impl Fn(&Path) -> OpenOptions) -> Result<
         .map_err(|e| Error::io("start", "the event loop", e))?;
     let ended = runtime.block_on(async {
         let metrics = Metrics::new();
-        let every = each_once(&stores);
+        let every = distinct(&stores, |a, b| a.root() == b.root());
         tokio::spawn(tend_pools(every.clone()));
         if let Some(listener) = asked {
             tokio::spawn(metrics::serve(listener, metrics.clone(), every));
@@ -55,14 +60,15 @@ pub fn serve(config: &Config, options: impl Fn(&Path) -> OpenOptions) -> Result<
     });
     // A request that is given up may still be at work in the store; it is as if the process were killed now.
     runtime.shutdown_background();
+    drop(keepers);
     ended
 }
 
-/// Every store once, however many doors and drivers it has.
-fn each_once(stores: &[Arc<Store>]) -> Vec<Arc<Store>> {
+/// One of all stores that are the same.
+fn distinct(stores: &[Arc<Store>], same: impl Fn(&Arc<Store>, &Arc<Store>) -> bool) -> Vec<Arc<Store>> {
     let mut every: Vec<Arc<Store>> = Vec::new();
     for store in stores {
-        if !every.iter().any(|other| other.root() == store.root()) {
+        if !every.iter().any(|other| same(other, store)) {
             every.push(Arc::clone(store));
         }
     }

@@ -62,6 +62,7 @@ impl Store {
                 ContainerFile { id, name: options.name.clone(), image: *image, created, save_point: None };
             Ok(layer_file(layer, Role::Container, parent, created, Some(whose)))
         })
+        .map(drop)
     }
 
     fn create_container_as(

@@ -59,7 +59,8 @@ pub(crate) fn replace(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     result.map_err(failed)
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Makes a file that is not there, with this content; on the disk with the caller's next barrier.
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write as _;
     vellum_sys::file::create(rustix::fs::CWD, path, 0o600)?.write_all(bytes)
 }

@@ -34,6 +34,9 @@ use vellum_archive::target::Usage;
 use vellum_driver::{Ability, Changed, CreateSpec, Driver, ErrorKind, Kind};
 use vellum_types::LayerId;
 
+/// Fresh layers of which a process remembers that they are whole.
+const MOST_WHOLE: usize = 4096;
+
 impl Store {
     /// Whether a new layer may be made without a sync of its files. Options would have to be remembered.
     pub(crate) fn makes_fresh(&self, options: &[(String, String)]) -> bool {
@@ -64,7 +67,7 @@ impl Store {
         view: bool,
         parent: impl FnOnce(&Transaction<'_>) -> Result<Option<LayerId>>,
         holder: impl FnOnce(&Transaction<'_>, LayerId, Option<LayerId>) -> Result<LayerFile>,
-    ) -> Result<()> {
+    ) -> Result<LayerId> {
         let driver = self.driver.name();
         let (mut made, mut below) = (None, None);
         let result = self.catalog.write(Durability::Full, |tx| {
@@ -74,23 +77,35 @@ impl Store {
             let file = holder(tx, id, parent)?;
             point("store.fresh.begin")?;
             made = Some(id);
-            file.write(&self.make_layer_folder(driver, id)?)?;
+            file.write_first(&self.make_layer_folder(driver, id)?)?;
             self.create_layer(id, &CreateSpec { parent, view, options: &[] })?;
             point("store.fresh.made")?;
             if role == Role::Container {
                 layers::set_usage(tx, id, Some(self.driver.usage(id)?))?;
             }
-            Ok(())
+            Ok(id)
         });
         if let (Err(_), Some(id)) = (&result, made) {
             // The error is what the caller hears; what stays is garbage, and swept.
             let _ = recovery::remove_orphan(self, driver, id);
             self.empty_trash_later();
         }
-        result?;
+        let id = result?;
         // The layer is there and its mount makes what is missing; it is only not counted then.
         let _ = self.prepare_to_mount(&*self.driver, below);
-        point("store.fresh.done")
+        self.note_whole(id);
+        point("store.fresh.done")?;
+        Ok(id)
+    }
+
+    fn note_whole(&self, id: LayerId) {
+        if let Ok(mut whole) = self.whole.lock() {
+            // Of those that others removed nobody tells; to look once more costs little.
+            if whole.len() >= MOST_WHOLE {
+                whole.clear();
+            }
+            whole.insert(id);
+        }
     }
 
     /// Makes a writable layer of a front end, or a view, with an intent, and brings it to the disk: for drivers that copy, and for layers with storage
@@ -102,7 +117,7 @@ impl Store {
         options: &[(String, String)],
         parent: impl FnOnce(&Transaction<'_>) -> Result<Option<LayerId>>,
         holder: impl FnOnce(&Transaction<'_>, LayerId, Option<LayerId>) -> Result<LayerFile>,
-    ) -> Result<()> {
+    ) -> Result<LayerId> {
         let driver = self.driver.name();
         self.operate(|owner| {
             let (layer, below, file) = self.catalog.write(Durability::Normal, |tx| {
@@ -120,7 +135,8 @@ impl Store {
             self.catalog.write(Durability::Full, |tx| {
                 layers::finish(tx, &finished(layer, below, Usage::default()))?;
                 layers::set_usage(tx, layer, None)
-            })
+            })?;
+            Ok(layer)
         })
     }
 
@@ -188,6 +204,16 @@ impl Store {
         }
         Err(Error::new(Code::InUse, "make the layer whole", "it is changed all the time")
             .object(format!("layer {id}")))
+    }
+
+    /// As [`Store::make_whole`], without a look at a layer that this process has made, or has looked at before.
+    pub(crate) fn make_whole_once(&self, layer: &Layer) -> Result<()> {
+        if !layer.fresh || self.whole.lock().is_ok_and(|whole| whole.contains(&layer.id)) {
+            return Ok(());
+        }
+        self.make_whole(layer.id)?;
+        self.note_whole(layer.id);
+        Ok(())
     }
 
     /// As [`Store::make_whole`], for who holds the layer's lock, and where the driver makes layers at once.

@@ -128,9 +128,10 @@ impl Store {
     }
 
     pub(crate) fn collect_files(&self, dry_run: bool) -> Result<Vec<GcItem>> {
-        let (images, configs, blobs) = self
-            .catalog
-            .read(|tx| Ok((images::every(tx)?, images::configs_needed(tx)?, layers::blobs(tx)?)))?;
+        let needed =
+            |tx: &Transaction<'_>| Ok((images::every(tx)?, images::configs_needed(tx)?, layers::blobs(tx)?));
+        let (images, configs, blobs) =
+            if dry_run { self.catalog.read(needed)? } else { self.catalog.read_settled(needed)? };
         let mut items = Vec::new();
         let mut take = |kind: &'static str, path: std::path::PathBuf, reason: &str| -> Result<()> {
             let bytes = files::bytes_of(&path);

@@ -201,7 +201,7 @@ impl Store {
         else {
             return Ok(());
         };
-        if self.catalog.read(|tx| images::config_needed(tx, image))? {
+        if self.catalog.read_settled(|tx| images::config_needed(tx, image))? {
             return Ok(());
         }
         files::remove_any(&self.layout.configs().join(image.digest().hex()))

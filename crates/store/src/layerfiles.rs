@@ -160,6 +160,12 @@ impl LayerFile {
         files::replace(folder, Self::NAME, &json(self)?)
     }
 
+    /// Writes the file of a layer that nobody knows of yet, into a folder that was made just now.
+    pub(crate) fn write_first(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(Self::NAME);
+        files::write_new(&path, &json(self)?).map_err(|e| Error::io("write", &path, e))
+    }
+
     /// What `check` compares: usage moves on where it is `moving`, and of a writable layer, and the file does not follow. That a blob is kept is written
     /// here after the catalog knows it; who is killed between has lost nothing but what a lost catalog would want.
     pub(crate) fn same_identity(&self, other: &Self, moving: bool) -> bool {

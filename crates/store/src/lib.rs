@@ -29,7 +29,8 @@
 //!    its intent into the catalog without a sync, works, brings its work to the disk, and makes it ready in one durable transaction.
 //! 2. *On disk and in no row is garbage; a row that is not ready and whose owner is dead is rolled back.* [`recovery`] has the
 //!    table.
-//! 3. *Removed means recorded.* A removal is one durable transaction; renames into the trash and the deletion follow.
+//! 3. *Removed means recorded.* A removal is one durable transaction; renames into the trash and the deletion follow, in a server
+//!    behind its answer ([`keeper`]).
 //! 4. *Nothing waits while it holds the catalog*, and no order of locks is ever reversed ([`locks`]).
 //! 5. The catalog is the truth, and can be made anew from what lies beside it ([`rebuild`]).
 //!
@@ -73,6 +74,7 @@ mod graph;
 mod id;
 mod imageconfig;
 mod images;
+mod keeper;
 mod layerfiles;
 mod layout;
 mod load;
@@ -98,6 +100,7 @@ pub use error::{Code, Error, Result};
 pub use faults::FAULT_POINTS;
 pub use findings::{FINDINGS, FindingKind};
 pub use graph::Graph;
+pub use keeper::Keeper;
 pub use model::*;
 pub use pool::{PoolCheck, PoolFs, PoolSpec, PoolStatus};
 pub use store::Store;

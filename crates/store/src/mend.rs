@@ -233,7 +233,7 @@ pub(crate) fn finish_pending(store: &Store) -> Result<()> {
         if now.and_then(|now| now.successor) != Some(successor) {
             continue;
         }
-        let row = store.catalog.read(|tx| layers::get(tx, found.layer))?;
+        let row = store.catalog.read_settled(|tx| layers::get(tx, found.layer))?;
         let wanted = row.as_ref().is_some_and(|row| row.state == State::Ready);
         let in_place = match &row {
             Some(row) => !matches!(store.driver_named(&row.driver)?.stat(found.layer), Ok(None)),

@@ -17,7 +17,7 @@ use crate::layout::Layout;
 use crate::{Code, Error, OpenOptions, Result, Store, drivers, files, recovery};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use vellum_archive::XattrForm;
 use vellum_driver::DriverConfig;
 use vellum_mount::Mounter;
@@ -245,6 +245,8 @@ impl Store {
             workers: options.workers,
             read_only,
             _pool: pool,
+            desk: OnceLock::new(),
+            whole: Mutex::default(),
             _lock: lock,
         };
         if store.read_only.is_none() {

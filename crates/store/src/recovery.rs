@@ -52,7 +52,8 @@ pub(crate) fn take_over_dead(store: &Store, owners: &[OwnerId]) -> Result<()> {
     }
     crate::reserve::release_if_full(&store.layout);
     let by = store.announce()?;
-    let left = store.catalog.write(Durability::Normal, |tx| {
+    // Durable: a removal that its owner did not live to bring to the disk must not come back when the files are gone.
+    let left = store.catalog.write(Durability::Full, |tx| {
         let mut left = Vec::new();
         for owner in &dead {
             // Asked again inside the transaction: two sweeps at once share the work.

@@ -2,19 +2,21 @@
 
 use crate::catalog::Catalog;
 use crate::catalog::layers::Layer;
+use crate::keeper::Desk;
 use crate::layout::Layout;
 use crate::locks::{self, Owner, OwnerId};
 use crate::open::Identity;
 use crate::{Code, DriverRow, Error, Floor, Info, OpenOptions, Result, Snapshots, drivers};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use vellum_driver::{Capabilities, Driver};
 use vellum_mount::Mounter;
 use vellum_sys::fsinfo::FileSystem;
 use vellum_sys::lock::FileLock;
+use vellum_types::LayerId;
 
 /// An open store. Cheap to open; may be shared by threads, and by any number of processes.
 #[derive(Debug)]
@@ -35,6 +37,10 @@ pub struct Store {
     pub(crate) read_only: Option<String>,
     /// The pool's root, open: nobody takes the pool off while the store is open.
     pub(crate) _pool: Option<OwnedFd>,
+    /// What a keeper does behind the requests, if there is one.
+    pub(crate) desk: OnceLock<Desk>,
+    /// Fresh layers that this process has made or found whole: only a power cut takes of them, and with them this process.
+    pub(crate) whole: Mutex<BTreeSet<LayerId>>,
     pub(crate) _lock: FileLock,
 }
 
@@ -184,6 +190,11 @@ impl Store {
     /// Takes layers off the disk that the catalog already calls `removing`, and forgets them. What fails is left to the next
     /// sweep: for the catalog they are gone.
     pub(crate) fn finish_removal(&self, layers: &[Layer]) -> Result<()> {
+        self.take_off(layers).map(drop)
+    }
+
+    /// As [`Store::finish_removal`]; gives those that are gone.
+    pub(crate) fn take_off(&self, layers: &[Layer]) -> Result<Vec<LayerId>> {
         let mut gone = Vec::with_capacity(layers.len());
         for layer in layers {
             crate::faults::point("store.remove.folder")?;
@@ -193,15 +204,16 @@ impl Store {
         }
         crate::faults::point("store.remove.forget")?;
         if gone.is_empty() {
-            return Ok(());
+            return Ok(gone);
         }
         self.catalog.write(crate::catalog::Durability::Normal, |tx| {
             gone.iter().try_for_each(|id| crate::catalog::layers::forget(tx, *id))
-        })
+        })?;
+        Ok(gone)
     }
 
     /// Moves a layer to the trash, and deletes what the store keeps beside it.
-    pub(crate) fn take_off_disk(&self, driver: &str, id: vellum_types::LayerId) -> Result<()> {
+    pub(crate) fn take_off_disk(&self, driver: &str, id: LayerId) -> Result<()> {
         let trash = self.layout.trash().join(driver);
         let _ = self.driver_named(driver)?.remove(id, &trash)?;
         crate::files::remove_any(&self.layout.layer(driver, id))

@@ -99,8 +99,11 @@ fn purge(catalog: &Catalog, driver: &dyn Driver, path: &Path) -> Result<()> {
     crate::faults::point("store.trash.purged")
 }
 
-/// Entries in the trash that are deleted at once.
+/// Entries in the trash that a command deletes at once.
 const FEW: usize = 64;
+
+/// The same for a keeper, on whom nobody waits.
+const MANY: usize = 1024;
 
 /// Whether a tree has no more entries than are left of `budget`, which it takes them from.
 fn fits(path: &Path, budget: &mut usize) -> bool {
@@ -119,15 +122,15 @@ fn fits(path: &Path, budget: &mut usize) -> bool {
 
 impl Store {
     /// Empties a trash that holds next to nothing; `false` if it is not so, or if somebody else is at it.
-    fn empty_little_trash(&self, entries: &[(String, String)]) -> bool {
+    fn empty_little_trash(&self, entries: &[(String, String)], little: usize) -> bool {
         let path = |(driver, name): &(String, String)| self.layout.trash().join(driver).join(name);
-        let mut budget = FEW;
-        let little = |entry: &(String, String)| {
+        let mut budget = little;
+        let is_little = |entry: &(String, String)| {
             let driver = self.driver_named(&entry.0);
             driver.is_ok_and(|driver| driver.purges_only_the_folder(&path(entry)))
                 && fits(&path(entry), &mut budget)
         };
-        if !entries.iter().all(little) {
+        if !entries.iter().all(is_little) {
             return false;
         }
         let Ok(Some(_lock)) = FileLock::try_exclusive(&self.layout.lock("trash")) else { return false };
@@ -139,11 +142,20 @@ impl Store {
 
     /// Has the trash emptied: by a worker if there is a way to start one, else now.
     pub(crate) fn empty_trash_later(&self) {
+        self.empty_trash(FEW);
+    }
+
+    /// As [`Store::empty_trash_later`], when many removals gathered.
+    pub(crate) fn empty_trash_of_many(&self) {
+        self.empty_trash(MANY);
+    }
+
+    fn empty_trash(&self, little: usize) {
         if self.read_only.is_some() || is_held(&self.layout.lock("trash")).unwrap_or(true) {
             return;
         }
         let entries = list(&self.layout).unwrap_or_default();
-        if entries.is_empty() || self.empty_little_trash(&entries) {
+        if entries.is_empty() || self.empty_little_trash(&entries, little) {
             return;
         }
         // What cannot be deleted now is tried again by the next removal and by `gc`; for the catalog it is gone.

@@ -16,8 +16,9 @@ use rusqlite::Transaction;
 use rustix::fs::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use vellum_archive::target::{Joints, Usage};
-use vellum_driver::{ClassicMount, MountOptions, MountPlan};
+use vellum_driver::{ClassicMount, Driver, MountOptions, MountPlan};
 use vellum_types::LayerId;
 
 /// What a snapshot is, in containerd's words.
@@ -151,12 +152,21 @@ impl Snapshots<'_> {
             });
             Ok(file)
         };
-        if store.makes_fresh(options) {
-            store.make_fresh(Role::Snapshot, view, base, add)?;
-            return self.stat(key);
-        }
-        store.make_synced(Role::Snapshot, view, options, base, add)?;
-        self.stat(key)
+        let layer = if store.makes_fresh(options) {
+            store.make_fresh(Role::Snapshot, view, base, add)?
+        } else {
+            store.make_synced(Role::Snapshot, view, options, base, add)?
+        };
+        store.tidy_later();
+        Ok(SnapshotRow {
+            key: key.to_owned(),
+            kind,
+            parent: parent.map(str::to_owned),
+            layer,
+            labels: labels.clone(),
+            created,
+            updated: created,
+        })
     }
 
     pub(crate) fn committed(&self, tx: &Transaction<'_>, key: &str) -> Result<SnapshotRow> {
@@ -165,6 +175,12 @@ impl Snapshots<'_> {
             return Ok(row);
         }
         Err(Error::new(Code::Invalid, format!("use the snapshot '{key}' as a parent"), "it is not committed"))
+    }
+
+    /// Says that an active snapshot is being unpacked into, and will be committed: what is written is brought to the disk meanwhile, if the store has
+    /// a [`crate::Keeper`], so that the commit has less to wait for.
+    pub fn expect_commit(&self, row: &SnapshotRow) {
+        self.store.expect_commit(row.layer);
     }
 
     /// Turns the active snapshot `key` into the committed one `name`; onto `parent`, if it was made without one.
@@ -200,7 +216,10 @@ impl Snapshots<'_> {
         store.make_whole(layer.id)?;
         // Who asks after the snapshot at the same moment does not take it for damaged.
         let _lock = LayerLock::take(&store.layout.layer(&layer.driver, layer.id), Hold::Alone)?;
-        let barrier = crate::layout::open_folder(store.layout.data())?;
+        let barrier = match store.no_more_expected(row.layer) {
+            Some(barrier) => barrier,
+            None => Arc::new(crate::layout::open_folder(store.layout.data())?),
+        };
         // What was prepared for those who mounted it; what they still have mounted stays.
         self.release(row.layer)?;
         let _ = driver.commit(row.layer, below, &Joints::default())?;
@@ -228,25 +247,25 @@ impl Snapshots<'_> {
     /// [`Code::NotFound`]; the driver's.
     pub fn mounts(&self, key: &str, options: &MountOptions) -> Result<MountPlan> {
         let row = self.stat(key)?;
-        self.store.make_whole(row.layer)?;
+        let driver = self.whole(&row)?;
         let read_only = options.read_only || row.kind == SnapshotKind::View;
-        Ok(self.driver_of(&row)?.mounts(row.layer, &MountOptions { read_only, ..options.clone() })?)
+        Ok(driver.mounts(row.layer, &MountOptions { read_only, ..options.clone() })?)
     }
 
     /// How somebody else mounts a snapshot: the mounts as strings, to be performed one after the other.
     ///
-    /// Where the driver's plan is more than such strings can say, what is missing is mounted by the store's mounter, and stays until the snapshot is
+    /// `row` is the snapshot as it was found just now. Where the driver's plan is more than such strings can say, what is missing is mounted by the store's mounter, and stays until the snapshot is
     /// removed or the machine is started anew; asking again finds it, or makes it again. `owner` is whom the root of an active snapshot belongs to when the front end
     /// maps the owners of lower layers, and not those of the upper one.
     ///
     /// # Errors
     /// [`Code::NotFound`]; the driver's; the kernel's.
-    pub fn hand_out(&self, key: &str, owner: Option<(u32, u32)>) -> Result<Vec<ClassicMount>> {
-        let row = self.stat(key)?;
+    pub fn hand_out(&self, row: &SnapshotRow, owner: Option<(u32, u32)>) -> Result<Vec<ClassicMount>> {
         let store = self.store;
-        store.make_whole(row.layer)?;
-        let driver = self.driver_of(&row)?;
-        if let (Some((uid, gid)), Some(folder)) = (owner, driver.own_folder(row.layer)?) {
+        let driver = self.whole(row)?;
+        if let Some((uid, gid)) = owner
+            && let Some(folder) = driver.own_folder(row.layer)?
+        {
             let folder = crate::layout::open_folder(&folder)?;
             rustix::fs::fchown(&folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
                 .map_err(|e| Error::io("give the snapshot to its owner in", store.layout.root(), e))?;
@@ -267,7 +286,8 @@ impl Snapshots<'_> {
             None => store.mounter.acquire(row.layer, &plan).map_err(Error::from)?,
         };
         MountPlan::bind(place, plan.root.read_only).classic().ok_or_else(|| {
-            Error::new(Code::Unsupported, format!("mount the snapshot '{key}'"), "its path is no text")
+            let what = format!("mount the snapshot '{}'", row.key);
+            Error::new(Code::Unsupported, what, "its path is no text")
         })
     }
 
@@ -279,26 +299,33 @@ impl Snapshots<'_> {
         let store = self.store;
         crate::reserve::release_if_full(&store.layout);
         self.let_go(key)?;
-        let owner = store.announce()?;
+        let remover = store.remover()?;
+        let owner = remover.id();
+        let mut given_up = None;
         let removed = store.catalog.write(Durability::Full, |tx| {
             let row = self.without_children(tx, key)?;
             snapshots::remove(tx, &self.namespace, key)?;
             let Some(layer) = layers::get(tx, row.layer)? else { return Ok(Vec::new()) };
             if layer.role == Role::Image {
-                let mut lives = store.others_live(owner.id);
-                return layers::release_chain(tx, Some(layer.id), owner.id, &mut lives);
+                let mut lives = store.others_live(owner);
+                let removed = layers::release_chain(tx, Some(layer.id), owner, &mut lives)?;
+                given_up = removed.is_empty().then_some(layer.id);
+                return Ok(removed);
             }
             let parent = layer.parent;
-            layers::remove(tx, row.layer, Some(owner.id))?;
+            layers::remove(tx, row.layer, Some(owner))?;
             let mut removed = vec![layer];
-            let mut lives = store.others_live(owner.id);
-            removed.extend(layers::release_chain(tx, parent, owner.id, &mut lives)?);
+            let mut lives = store.others_live(owner);
+            removed.extend(layers::release_chain(tx, parent, owner, &mut lives)?);
             Ok(removed)
         })?;
         point("store.unprepare.recorded")?;
-        store.finish_removal(&removed)?;
-        store.empty_trash_later();
-        Ok(())
+        removed.iter().for_each(|layer| drop(store.no_more_expected(layer.id)));
+        if let Some(layer) = given_up {
+            self.write_file(layer)?;
+        }
+        store.tidy_later();
+        remover.finish(store, removed)
     }
 
     fn without_children(&self, tx: &Transaction<'_>, key: &str) -> Result<SnapshotRow> {
@@ -351,10 +378,7 @@ impl Snapshots<'_> {
         let layer = self.store.catalog.read(|tx| layers::get(tx, row.layer))?;
         match layer {
             Some(layer) if row.kind == SnapshotKind::Committed && !layer.dirty => Ok(layer.usage),
-            _ => {
-                self.store.make_whole(row.layer)?;
-                Ok(self.driver_of(&row)?.usage(row.layer)?)
-            }
+            _ => Ok(self.whole(&row)?.usage(row.layer)?),
         }
     }
 
@@ -387,12 +411,15 @@ impl Snapshots<'_> {
     /// # Errors
     /// The file system's.
     pub fn cleanup(&self) -> Result<()> {
+        self.store.wait_for_keeper();
         crate::trash::work(self.store.root())
     }
 
-    fn driver_of(&self, row: &SnapshotRow) -> Result<std::sync::Arc<dyn vellum_driver::Driver>> {
+    /// The driver of a snapshot's layer, which is whole by then.
+    fn whole(&self, row: &SnapshotRow) -> Result<Arc<dyn Driver>> {
         let layer = self.store.catalog.read(|tx| layers::get(tx, row.layer))?;
         let layer = layer.ok_or_else(|| Error::not_found("layer", row.layer))?;
+        self.store.make_whole_once(&layer)?;
         self.store.driver_named(&layer.driver)
     }
 

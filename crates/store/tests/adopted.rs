@@ -43,7 +43,7 @@ fn root_layers_of_an_image_become_snapshots_and_outlive_it() {
         assert_clean(&store);
         // What is given up while the image stays is not written beside the layer any more.
         store.snapshots("containerd/c").adopt(&chains[0], None, &Labels::new()).unwrap();
-        let record = place.root().join("layers").join(&place.driver).join("1/layer.json");
+        let record = place.data().join("layers").join(&place.driver).join("1/layer.json");
         assert!(std::fs::read_to_string(&record).unwrap().contains("containerd/c"));
         store.snapshots("containerd/c").remove(&chains[0]).unwrap();
         assert!(!std::fs::read_to_string(&record).unwrap().contains("containerd/c"));

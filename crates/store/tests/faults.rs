@@ -96,8 +96,13 @@ impl Child {
         snapshots.commit("held", "active", None, &Labels::new()).unwrap();
         snapshots.prepare("removed", Some("held"), &Labels::new()).unwrap();
         snapshots.remove("removed").unwrap();
+        let chain = self.store.image_layers(&Image::simple().id()).unwrap()[0].chain_id.to_string();
+        assert!(snapshots.adopt(&chain, None, &Labels::new()).unwrap());
+        self.note("adopt");
         self.graph();
         snapshots.update("held", &Labels::from([("a".to_owned(), "b".to_owned())])).unwrap();
+        snapshots.remove(&chain).unwrap();
+        self.note("unadopt");
     }
 
     fn graph(&self) {
@@ -211,6 +216,10 @@ fn assert_kept(store: &Store, done: &BTreeSet<String>, at: &str) {
         }
         let _ = store.umount(&row.id, true, false).unwrap();
     }
+    if has("adopt") && !has("gone c") {
+        let chain = store.image_layers(&Image::simple().id()).unwrap()[0].chain_id.to_string();
+        assert!(store.snapshots("test").stat(&chain).is_ok(), "the adopted one is lost, killed at {at}");
+    }
     if has("rm second") {
         assert!(store.find_container("second").is_err(), "second is back, killed at {at}");
     }
@@ -284,6 +293,8 @@ fn on_the_way_of(driver: &str, fault: &str) -> bool {
         Some("create" | "prepare" | "later") => !instant,
         // Those of pools have tests of their own.
         Some("pool") => false,
+        // Only after a sync that failed; `root_a_log_that_cannot_be_synced…` has it fail.
+        Some("log") if fault.ends_with("again") => false,
         _ => true,
     }
 }

@@ -125,6 +125,9 @@ fn root_what_a_power_cut_takes_of_a_new_snapshot_is_made_again() {
         let layer = row.layer.to_string();
         fs::remove_dir_all(place.data().join("overlay").join(&layer)).unwrap();
         fs::remove_dir_all(place.data().join("layers/overlay").join(&layer)).unwrap();
+        // With the power goes the process that knew it to be whole.
+        let store = place.open();
+        let snapshots = store.snapshots("test");
         assert!(snapshots.mounts(&key, &MountOptions::default()).is_ok());
         assert_clean(&store);
     }

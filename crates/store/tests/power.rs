@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vellum_driver::MountOptions;
 use vellum_store::*;
@@ -35,15 +36,42 @@ impl Setup {
     }
 }
 
+/// Of the snapshots that a front end's client makes, it keeps one of so many.
+const KEPT: u32 = 16;
+
+/// A front end with several clients at once, and what it does behind their requests.
+fn front_end(store: &Arc<Store>, log: &Path) {
+    // It lives as long as the process.
+    std::mem::forget(Keeper::start(Arc::clone(store)).unwrap());
+    for client in 0..3 {
+        let store = Arc::clone(store);
+        let mut log = std::fs::File::options().append(true).create(true).open(log).unwrap();
+        std::thread::spawn(move || {
+            let snapshots = store.snapshots("test");
+            for round in 0u32.. {
+                let name = format!("front-{client}-{round}");
+                snapshots.prepare(&name, None, &Labels::new()).unwrap();
+                log.write_all(format!("+{name}\n").as_bytes()).unwrap();
+                if round % KEPT != 0 {
+                    snapshots.remove(&name).unwrap();
+                    log.write_all(format!("-{name}\n").as_bytes()).unwrap();
+                }
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        });
+    }
+}
+
 /// Loads, creates, writes, saves, commits and removes, and notes after each what was reported.
 #[test]
 fn child_under_power() {
     let Ok(text) = std::env::var(CHILD) else { return };
     let mut parts = text.splitn(3, ':');
-    let (driver, dir, log) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
-    let mut log = std::fs::File::options().append(true).create(true).open(log).unwrap();
+    let (driver, dir, path) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+    let mut log = std::fs::File::options().append(true).create(true).open(path).unwrap();
     let mut note = |what: String| log.write_all(format!("{what}\n").as_bytes()).unwrap();
-    let store = Store::open(&options(Path::new(dir), driver)).unwrap();
+    let store = Arc::new(Store::open(&options(Path::new(dir), driver)).unwrap());
+    front_end(&store, Path::new(path));
     for round in 0u8..=255 {
         let image = Image::big(round, 3, 40);
         store.load_image(image.input(&[&format!("image{round}")], false), &Silent).unwrap();
@@ -81,6 +109,13 @@ fn look_after(dir: &Path, driver: &str, log: &str) {
     assert_clean(&store);
     for line in &lines {
         let (sign, name) = line.split_at(1);
+        if let Some(number) = name.strip_prefix("front-") {
+            let there = store.snapshots("test").stat(name).is_ok();
+            let stays = number.rsplit('-').next().unwrap().parse::<u32>().unwrap() % KEPT == 0;
+            assert!(sign != "-" || !there, "{name} is back");
+            assert!(there || !stays, "{name} is lost");
+            continue;
+        }
         let container = name.starts_with("box");
         let there = match (sign, container) {
             ("s", _) => {
@@ -175,7 +210,8 @@ fn cut_once(test: &str, setup: Setup, dice: &mut Dice) -> u32 {
         cuts.push((clone, reported));
     }
     // On a busy machine it takes longer until something was done that can be compared.
-    while std::fs::read_to_string(&log).unwrap_or_default().lines().count() <= 10 {
+    let others = |log: &str| log.lines().filter(|line| !line.contains("front")).count();
+    while others(&std::fs::read_to_string(&log).unwrap_or_default()) <= 10 {
         assert!(begin.elapsed() < Duration::from_secs(120), "the machine is too slow for this test");
         std::thread::sleep(Duration::from_millis(100));
     }

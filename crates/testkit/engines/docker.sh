@@ -5,10 +5,10 @@
 image=${1:?} runs=${2:-0}
 export DOCKER_HOST=unix://$WORK/docker.sock HOME=$WORK/home
 
-# The sample daemon.json with this test's places, and the snapshotter that is given.
+# The sample for /etc/docker/daemon.json with this test's places, and the snapshotter that is given.
 start_docker() {
     mkdir -p docker
-    sed -e "s|/run/containerd/containerd.sock|$CONTAINERD_ADDRESS|" -e "s|\"vellum\"|\"$1\"|" "$SAMPLES/daemon.json" >docker/daemon.json
+    sed -e "s|/run/containerd/containerd.sock|$CONTAINERD_ADDRESS|" -e "s|\"vellum\"|\"$1\"|" "$SAMPLES/docker-29-containerd-store.json" >docker/daemon.json
     dockerd --config-file docker/daemon.json --data-root "$WORK/docker/root" --exec-root "$WORK/docker/run" \
         --pidfile "$WORK/docker/pid" --host "$DOCKER_HOST" --bridge=none --iptables=false --ip6tables=false \
         >>docker.log 2>&1 &

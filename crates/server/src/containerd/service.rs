@@ -110,6 +110,10 @@ impl Inner {
                 self.snapshots().prepare_with(key, parent, labels, &options).map_err(told)?
             }
         };
+        // Who unpacks a layer says which.
+        if row.kind == SnapshotKind::Active && labels::reference(labels).is_some() {
+            self.snapshots().expect_commit(&row);
+        }
         self.hand_out(&row, mapping.as_ref()).inspect_err(|_| {
             // Nobody knows of a snapshot whose making failed.
             let _ = self.snapshots().remove(key);

@@ -246,7 +246,8 @@ fn root_a_snapshot_of_499_layers_fits_the_page_that_containerd_has_for_it() {
         parent = Some(committed);
     }
     snapshots.prepare("box", parent.as_deref(), &BTreeMap::new()).unwrap();
-    let mounts = super::handing::mounts(snapshots.hand_out("box", None).unwrap(), None);
+    let mounts =
+        super::handing::mounts(snapshots.hand_out(&snapshots.stat("box").unwrap(), None).unwrap(), None);
     let (folder, options_text) = shortened(&mounts[0]);
     assert!(options_text.len() < 4096, "{} bytes", options_text.len());
     let target = dir.path().join("target");

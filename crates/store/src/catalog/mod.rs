@@ -20,14 +20,14 @@
 //!
 //! NORMAL commits are not synced: a killed process leaves them, a power cut may take the latest of them away,
 //! always all from some moment on, and what they spoke of is then on disk and unrecorded, which is garbage. FULL commits
-//! are synced, and with them all that was committed before.
+//! are synced, and with them all that was committed before; [`log`] says how, and what others may see of them by then.
 //!
 //! # What no check finds
 //! A bit that flips in the log (`-wal`) between two checkpoints. SQLite takes a frame whose checksum is wrong for one that a power cut tore, and
 //! reads the log only up to the commit before it: later ones are gone, though they were synced. The rule that opens a log after
 //! a power cut is the same one, and nothing in the file tells the two apart. Nor do the files beside layers: they are written before their rows
 //! are committed, so that one which the catalog does not know, however new, is what a killed or cut-off operation leaves, and is garbage.
-//! What bounds the loss is the log's length (64 pages, then the file is checkpointed) and that images can be loaded again.
+//! What bounds the loss is the log's length (64 pages, of a server's 224, then the file is checkpointed) and that images can be loaded again.
 //!
 //! # Rules
 //! - `catalog.db` is opened by SQLite and nobody else: closing any other descriptor of it would drop its locks.
@@ -38,18 +38,20 @@
 //!   busy handler sleeps and is unfair.
 //! - Reads are short transactions; nothing slow happens inside one, because a reader pins the log.
 //! - Writers checkpoint the log and begin it anew when it has 64 pages: whoever opens the store alone reads the log once, so it must
-//!   stay small.
+//!   stay small. Who has a keeper ([`crate::keeper`]) leaves that to it, behind the requests.
 
 pub(crate) mod containers;
 pub(crate) mod damage;
 pub(crate) mod images;
 pub(crate) mod intents;
 pub(crate) mod layers;
+mod log;
 pub(crate) mod room;
 pub(crate) mod schema;
 pub(crate) mod snapshots;
 
 use crate::{Code, Error, Result};
+use log::Log;
 use rusqlite::{Connection, OpenFlags, Row, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -77,11 +79,20 @@ pub(crate) struct Catalog {
     alone: AtomicBool,
     /// Pages in the log, as the last commit of this process saw it.
     log_pages: Arc<AtomicI32>,
+    /// A writer whose commit makes the log this long begins it anew.
+    most_pages: AtomicI32,
+    log: Log,
     idle: Mutex<Vec<Connection>>,
 }
 
 /// A log of so many pages is written into the file and begun anew.
 const LOG_PAGES: i32 = 64;
+
+/// The same for the keeper of a server, which does it seldom and while nobody waits. No longer than the room that the log has from the beginning.
+const KEPT_PAGES: i32 = 224;
+
+/// Where the keeper does not get to it, because somebody reads all the time, a writer does.
+const MOST_PAGES: i32 = 2048;
 
 /// How long SQLite itself waits for its locks, beyond the queue.
 const BUSY: Duration = Duration::from_secs(30);
@@ -89,29 +100,28 @@ const BUSY: Duration = Duration::from_secs(30);
 impl Catalog {
     /// Opens the catalog that is there.
     pub(crate) fn open(path: &Path, write_lock: &Path, read_only: bool) -> Result<Self> {
-        let catalog = Self {
+        let catalog = Self::new(path, write_lock, read_only);
+        catalog.give_back(catalog.connect(false)?);
+        Ok(catalog)
+    }
+
+    fn new(path: &Path, write_lock: &Path, read_only: bool) -> Self {
+        Self {
             path: path.to_owned(),
             write_lock: write_lock.to_owned(),
             read_only,
             alone: AtomicBool::new(false),
             log_pages: Arc::default(),
+            most_pages: AtomicI32::new(LOG_PAGES),
+            log: Log::new(path),
             idle: Mutex::new(Vec::new()),
-        };
-        catalog.give_back(catalog.connect(false)?);
-        Ok(catalog)
+        }
     }
 
     /// Makes a catalog with these `meta` rows, where there is none (two at once make one).
     pub(crate) fn create(path: &Path, write_lock: &Path, meta: &[(&str, String)]) -> Result<Self> {
-        let lock = FileLock::exclusive(write_lock).map_err(|e| Error::io("take the lock", write_lock, e))?;
-        let catalog = Self {
-            path: path.to_owned(),
-            write_lock: write_lock.to_owned(),
-            read_only: false,
-            alone: AtomicBool::new(false),
-            log_pages: Arc::default(),
-            idle: Mutex::new(Vec::new()),
-        };
+        let catalog = Self::new(path, write_lock, false);
+        let lock = catalog.queue()?;
         let mut connection = catalog.connect(true)?;
         schema::create(&mut connection, meta)?;
         drop(lock);
@@ -146,14 +156,10 @@ impl Catalog {
 
     /// Writes the log into the file, and begins it anew. The writer after a whole checkpoint does the second by itself, but only in the
     /// process that made the checkpoint: a process that opens the catalog alone does not know of it, so commands that write once each would
-    /// let the log grow for ever, and all of them would read it. What fails here is done by a later writer.
-    fn begin_log_anew(connection: &Connection) {
-        let checkpoint = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-            Ok((row.get::<_, i32>(1)?, row.get::<_, i32>(2)?))
-        });
-        // Readers of older states keep some of it.
-        if !checkpoint.is_ok_and(|(pages, moved)| pages == moved) {
-            return;
+    /// let the log grow for ever, and all of them would read it. What fails here is done by a later writer. `true`: all of it is in the file, and on the disk.
+    fn begin_log_anew(connection: &Connection) -> bool {
+        if !Self::checkpoint(connection) {
+            return false;
         }
         let changed = connection.execute_batch(
             "BEGIN IMMEDIATE;
@@ -164,6 +170,39 @@ impl Catalog {
         if changed.is_err() && !connection.is_autocommit() {
             let _ = connection.execute_batch("ROLLBACK");
         }
+        true
+    }
+
+    /// Writes what the log has into the file. `true`: nothing is left, because no reader of an older state keeps some of it.
+    fn checkpoint(connection: &Connection) -> bool {
+        let checkpoint = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+            Ok((row.get::<_, i32>(1)?, row.get::<_, i32>(2)?))
+        });
+        checkpoint.is_ok_and(|(pages, moved)| pages == moved)
+    }
+
+    /// From now on somebody calls [`Catalog::tidy`], behind the requests.
+    pub(crate) fn is_kept(&self) {
+        self.most_pages.store(MOST_PAGES, Ordering::Relaxed);
+    }
+
+    /// Whether there is something for [`Catalog::tidy`] to do.
+    pub(crate) fn is_untidy(&self) -> bool {
+        self.log_pages.load(Ordering::Relaxed) >= KEPT_PAGES
+    }
+
+    /// Begins the log anew. Most of it is written into the file while others write on.
+    pub(crate) fn tidy(&self) -> Result<()> {
+        let connection = self.lend()?;
+        let _ = Self::checkpoint(&connection);
+        let queue = self.queue()?;
+        let number = self.log.written();
+        if Self::begin_log_anew(&connection) {
+            self.log.settled(number);
+        }
+        drop(queue);
+        self.give_back(connection);
+        Ok(())
     }
 
     fn connect_as(&self, create: bool, alone: bool) -> Result<Connection> {
@@ -181,9 +220,11 @@ impl Catalog {
         };
         connection.set_prepared_statement_cache_capacity(64);
         connection.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        // Else every statement on a table with a partial index is planned anew for every value that is bound to it.
+        connection.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.execute_batch(
             "PRAGMA foreign_keys = ON; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0;
-             PRAGMA journal_size_limit = 1048576; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;",
+             PRAGMA journal_size_limit = 4194304; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;",
         )?;
         let pages = Arc::clone(&self.log_pages);
         connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, now| {
@@ -224,7 +265,19 @@ impl Catalog {
         out
     }
 
-    /// One change. An error of `work` takes all of it back.
+    /// As [`Catalog::read`], and what it gives is on the disk: for who deletes something because of it.
+    pub(crate) fn read_settled<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let out = self.read(work)?;
+        self.log.settle()?;
+        Ok(out)
+    }
+
+    /// The lock of writers.
+    fn queue(&self) -> Result<FileLock> {
+        FileLock::exclusive(&self.write_lock).map_err(|e| Error::io("take the lock", &self.write_lock, e))
+    }
+
+    /// One change. An error of `work` takes all of it back; one of the disk, when a durable change is brought to it, does not: see [`log`].
     pub(crate) fn write<T>(
         &self,
         durability: Durability,
@@ -234,10 +287,12 @@ impl Catalog {
             return Err(Error::new(Code::Unsupported, "change the store", "it was opened for reading only"));
         }
         let mut connection = self.lend()?;
-        let full = durability == Durability::Full;
-        connection.pragma_update(None, "synchronous", if full { "FULL" } else { "NORMAL" })?;
-        let queue = FileLock::exclusive(&self.write_lock)
-            .map_err(|e| Error::io("take the lock", &self.write_lock, e))?;
+        let queue = self.queue()?;
+        if let Err(e) = self.log.ready() {
+            drop(queue);
+            self.give_back(connection);
+            return Err(e);
+        }
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let out = match work(&transaction) {
             Ok(out) => transaction.commit().map(|()| out).map_err(Error::from),
@@ -246,14 +301,21 @@ impl Catalog {
                 Err(e)
             }
         };
-        if out.is_ok() && self.log_pages.load(Ordering::Relaxed) >= LOG_PAGES {
-            Self::begin_log_anew(&connection);
+        let number = self.log.written();
+        if out.is_ok()
+            && self.log_pages.load(Ordering::Relaxed) >= self.most_pages.load(Ordering::Relaxed)
+            && Self::begin_log_anew(&connection)
+        {
+            self.log.settled(number);
         }
         drop(queue);
         // Dropping the transaction has rolled back. Where that failed the connection is still inside it, and is not used again. Others
         // are kept: closing the last one would have the log's index made anew, which a full disk does not allow.
         if connection.is_autocommit() {
             self.give_back(connection);
+        }
+        if out.is_ok() && durability == Durability::Full {
+            self.log.reach(number)?;
         }
         out
     }

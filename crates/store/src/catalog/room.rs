@@ -29,7 +29,7 @@ pub(super) fn make_files(catalog: &Path) -> Result<()> {
     make(&beside(catalog, "-shm"), "index").map(drop)
 }
 
-fn beside(catalog: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(catalog: &Path, suffix: &str) -> PathBuf {
     let mut name = catalog.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)

@@ -155,6 +155,7 @@ pub(crate) fn create(connection: &mut Connection, meta: &[(&str, String)]) -> Re
         tx.pragma_update(None, "user_version", VERSION)?;
     }
     tx.commit()?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
     Ok(())
 }
 

@@ -102,9 +102,9 @@ impl Graph<'_> {
         };
         let add = |tx: &Transaction<'_>, layer, below| self.add(tx, id, parent, layer, below, created);
         match (options.is_empty(), store.driver.capabilities().has(Ability::InstantCreate)) {
-            (true, true) => store.make_fresh(Role::Snapshot, false, base, add),
+            (true, true) => store.make_fresh(Role::Snapshot, false, base, add).map(drop),
             (true, false) => store.make_later(Role::Snapshot, base, add),
-            (false, _) => store.make_synced(Role::Snapshot, false, options, base, add),
+            (false, _) => store.make_synced(Role::Snapshot, false, options, base, add).map(drop),
         }
     }
 

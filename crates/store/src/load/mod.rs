@@ -268,7 +268,7 @@ impl Load<'_> {
     fn undo(&self) {
         self.store.roll_back(self.owner);
         let made = self.board.made_ready();
-        let removed = self.store.catalog.write(Durability::Normal, |tx| {
+        let removed = self.store.catalog.write(Durability::Full, |tx| {
             intents::unpin(tx, self.owner.id)?;
             let mut removed = Vec::new();
             for id in made.iter().rev() {

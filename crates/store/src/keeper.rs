@@ -1,0 +1,277 @@
+//! The keeper: what a server does behind the requests.
+//!
+//! A command that removes something has it in the trash when it ends. A server has time after its answer: a removal is *done* when the
+//! catalog says so, durably, and what is left of it is the keeper's, a thread that takes many at once.
+//!
+//! 1. The request's one durable transaction calls the layer `removing`, with the keeper as its owner. It is answered; the key is free.
+//! 2. The keeper lets some gather, renames their folders into the trash, deletes there what is small, and forgets them all in one transaction.
+//! 3. It begins the catalog's log anew when that has become long.
+//!
+//! A snapshot that a front end unpacks into is going to be committed, and its files must be on the disk then. So that the commit has little to wait
+//! for, a second thread has the kernel write back what is dirty for as long as there is one ([`Store::expect_commit`]).
+//!
+//! | dies | left | by whom it goes |
+//! |---|---|---|
+//! | after 1 | layers `removing` of an owner that is dead | the next open, as every interrupted removal |
+//! | in 2 | the same, some of them in the trash already | the same; the trash by the worker |
+//!
+//! It owns nothing on disk but its owner's lock, and takes no lock while it waits.
+
+use crate::catalog::layers::Layer;
+use crate::locks::{Owner, OwnerId};
+use crate::{Code, Error, Result, Store};
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use vellum_types::LayerId;
+
+/// How long removals gather.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// How often what was unpacked so far is written back.
+const EVERY: Duration = Duration::from_millis(100);
+
+/// Who is not committed after so long was given up.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// Does what can be done behind requests, as long as it is there; what is left then it does at once.
+#[derive(Debug)]
+pub struct Keeper {
+    store: Arc<Store>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Where requests leave what the keeper is to do.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    owner: Owner,
+    state: Mutex<State>,
+    changed: Condvar,
+    unpacked: Mutex<Unpacked>,
+    begun: Condvar,
+}
+
+/// Layers that are being unpacked into, since when, and the file system's descriptor of that moment: it is told of every error since.
+#[derive(Debug, Default)]
+struct Unpacked {
+    layers: BTreeMap<LayerId, (Instant, Arc<OwnedFd>)>,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    removed: Vec<Layer>,
+    /// Somebody waits until all is done.
+    hurry: bool,
+    at_work: bool,
+    ended: bool,
+}
+
+impl Desk {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that can fail is done under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unpacked(&self) -> MutexGuard<'_, Unpacked> {
+        self.unpacked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something is unpacked; `false` when the thread is to end.
+    fn wait_for_unpacking(&self) -> bool {
+        let idle = |unpacked: &mut Unpacked| {
+            !unpacked.ended && !unpacked.layers.values().any(|(since, _)| since.elapsed() < LONGEST)
+        };
+        let unpacked = self.begun.wait_while(self.unpacked(), idle).unwrap_or_else(PoisonError::into_inner);
+        let more = self.begun.wait_timeout_while(unpacked, EVERY, |unpacked| !unpacked.ended);
+        !more.unwrap_or_else(PoisonError::into_inner).0.ended
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next that is to be removed; `None` when the keeper is to end.
+    fn next(&self, untidy: impl Fn() -> bool) -> Option<Vec<Layer>> {
+        let mut state = self.state();
+        state.at_work = false;
+        self.changed.notify_all();
+        while state.removed.is_empty() && !untidy() {
+            if state.ended {
+                return None;
+            }
+            state.hurry = false;
+            state = self.wait(state);
+        }
+        if !state.removed.is_empty() && !state.hurry && !state.ended {
+            let gathered =
+                self.changed.wait_timeout_while(state, GATHER, |state| !state.hurry && !state.ended);
+            state = gathered.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.at_work = true;
+        Some(std::mem::take(&mut state.removed))
+    }
+}
+
+impl Keeper {
+    /// Starts it. A store has one; in one that was opened for reading only there is nothing to do.
+    ///
+    /// # Errors
+    /// [`Code::Exists`]: the store has one; no thread can be started.
+    pub fn start(store: Arc<Store>) -> Result<Self> {
+        if store.read_only.is_some() {
+            return Ok(Self { store, threads: Vec::new() });
+        }
+        // A descriptor of its own: an error of the write-back is told once to each.
+        let data = crate::layout::open_folder(store.layout.data())?;
+        let desk = Desk {
+            owner: store.announce()?,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            unpacked: Mutex::default(),
+            begun: Condvar::new(),
+        };
+        if store.desk.set(desk).is_err() {
+            return Err(Error::new(Code::Exists, "start the store's keeper", "it has one"));
+        }
+        let mut keeper = Self { store: Arc::clone(&store), threads: Vec::with_capacity(2) };
+        keeper.spawn("keeper", Store::keep)?;
+        keeper.spawn("write-back", move |store| store.write_back(&data))?;
+        store.catalog.is_kept();
+        Ok(keeper)
+    }
+
+    fn spawn(&mut self, name: &str, work: impl FnOnce(&Store) + Send + 'static) -> Result<()> {
+        let store = Arc::clone(&self.store);
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || work(&store));
+        self.threads.push(thread.map_err(|e| Error::io("start a thread for", self.store.root(), e))?);
+        Ok(())
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if let Some(desk) = self.store.desk.get() {
+            desk.state().ended = true;
+            desk.changed.notify_all();
+            desk.unpacked().ended = true;
+            desk.begun.notify_all();
+        }
+        // A panic of a thread was told where it happened; the next open does what it left.
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+/// Whose the layers are that a request removes, until they are off the disk.
+pub(crate) enum Remover<'a> {
+    Keeper(&'a Desk),
+    Request(Owner),
+}
+
+impl Remover<'_> {
+    pub(crate) fn id(&self) -> OwnerId {
+        match self {
+            Self::Keeper(desk) => desk.owner.id,
+            Self::Request(owner) => owner.id,
+        }
+    }
+
+    /// Takes off the disk what the catalog, durably, calls `removing`: behind the request, or now.
+    pub(crate) fn finish(self, store: &Store, removed: Vec<Layer>) -> Result<()> {
+        if let Self::Keeper(desk) = &self {
+            let mut state = desk.state();
+            if !state.ended {
+                state.removed.extend(removed);
+                drop(state);
+                desk.changed.notify_all();
+                return Ok(());
+            }
+        }
+        store.finish_removal(&removed)?;
+        store.empty_trash_later();
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Begins a removal.
+    pub(crate) fn remover(&self) -> Result<Remover<'_>> {
+        match self.desk.get() {
+            Some(desk) => Ok(Remover::Keeper(desk)),
+            None => self.announce().map(Remover::Request),
+        }
+    }
+
+    /// The layer is written to now, and committed soon: what is written goes to the disk meanwhile.
+    pub(crate) fn expect_commit(&self, layer: LayerId) {
+        if let Some(desk) = self.desk.get()
+            && let Ok(data) = crate::layout::open_folder(self.layout.data())
+        {
+            let mut unpacked = desk.unpacked();
+            unpacked.layers.retain(|_, (since, _)| since.elapsed() < LONGEST);
+            unpacked.layers.insert(layer, (Instant::now(), Arc::new(data)));
+            drop(unpacked);
+            desk.begun.notify_all();
+        }
+    }
+
+    /// The layer is committed now, or removed. Gives the descriptor from before it was written to.
+    pub(crate) fn no_more_expected(&self, layer: LayerId) -> Option<Arc<OwnedFd>> {
+        self.desk.get()?.unpacked().layers.remove(&layer).map(|(_, data)| data)
+    }
+
+    fn write_back(&self, data: &OwnedFd) {
+        let Some(desk) = self.desk.get() else { return };
+        while desk.wait_for_unpacking() {
+            // Its errors are told to the commits, which have descriptors of their own.
+            let _ = rustix::fs::syncfs(data);
+        }
+    }
+
+    fn keep(&self) {
+        let Some(desk) = self.desk.get() else { return };
+        // What could not be removed, to be tried again with the next.
+        let mut left: Vec<Layer> = Vec::new();
+        while let Some(mut batch) = desk.next(|| self.catalog.is_untidy()) {
+            batch.append(&mut left);
+            if !batch.is_empty() {
+                left = self.finish_batch(batch);
+                self.empty_trash_of_many();
+            }
+            if self.catalog.is_untidy() {
+                // A writer does it when the keeper fails at it for long.
+                let _ = self.catalog.tidy();
+            }
+        }
+    }
+
+    /// Finishes removals; gives those that failed.
+    fn finish_batch(&self, batch: Vec<Layer>) -> Vec<Layer> {
+        match self.take_off(&batch) {
+            Ok(gone) => batch.into_iter().filter(|layer| !gone.contains(&layer.id)).collect(),
+            Err(_) => batch,
+        }
+    }
+
+    /// Has the log begun anew, if it has become long.
+    pub(crate) fn tidy_later(&self) {
+        if let Some(desk) = self.desk.get()
+            && self.catalog.is_untidy()
+        {
+            desk.changed.notify_all();
+        }
+    }
+
+    /// Returns when all that was left to the keeper by now is done.
+    pub(crate) fn wait_for_keeper(&self) {
+        let Some(desk) = self.desk.get() else { return };
+        let mut state = desk.state();
+        while !state.removed.is_empty() || state.at_work {
+            state.hurry = true;
+            desk.changed.notify_all();
+            state = desk.wait(state);
+        }
+    }
+}
