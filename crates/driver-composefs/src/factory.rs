@@ -63,14 +63,16 @@ impl Factory for ComposefsFactory {
         match tried {
             Ok(Ok(mounts)) => {
                 probe.usable = true;
-                probe.works_fully = features.reflink;
+                probe.works_fully = features.reflink && mounts.without_metacopy;
                 let first = if features.reflink {
                     "first writes share blocks"
                 } else {
                     "first writes copy whole files, since it has no reflink: `vellum pool create` gives the store one that has"
                 };
-                probe.reason =
-                    format!("images mount {} on {file_system} at {root}, and {first}", mounts.source.text());
+                let others =
+                    if mounts.without_metacopy { "" } else { "; other engines cannot mount it (Linux 6.15)" };
+                let how = mounts.source.text();
+                probe.reason = format!("images mount {how} on {file_system} at {root}, and {first}{others}");
                 probe.facts.push(("images".into(), mounts.source.text().into()));
                 probe.facts.extend(features.facts().into_iter().map(|(name, value)| (name.into(), value)));
             }
