@@ -6,6 +6,7 @@ use common::{Layer, entry, in_memory, open, root_or_skip, with_records};
 use rustix::fs::{AtFlags, Mode, XattrFlags};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use vellum_archive::XattrForm;
 use vellum_archive::folder::Style;
 use vellum_archive::target::Usage;
@@ -14,11 +15,14 @@ use vellum_archive::tree::{self, CopyOptions, Form, Visit};
 const LEVELS: usize = 3000;
 const FORM: Form = Form { xattrs: XattrForm::Trusted, rootless: false, raw: true };
 
-/// Fewer descriptors than the trees have levels, whatever this machine gives; the tests of this file share them.
-fn frugal() {
+/// For the test that has it: fewer descriptors than the trees have levels, whatever this machine gives. The limit is the process's, so that the
+/// tests of this file come one after the other.
+fn frugal() -> MutexGuard<'static, ()> {
+    static DESCRIPTORS: Mutex<()> = Mutex::new(());
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current = Some(512);
+    limit.current = Some(1024);
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    DESCRIPTORS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Directories in each other, a file in the last of them that has further names on the way.
@@ -64,7 +68,7 @@ fn trees_of_3000_levels_are_walked_copied_measured_synced_and_removed() {
     if !root_or_skip("trees_of_3000_levels_are_walked_copied_measured_synced_and_removed") {
         return;
     }
-    frugal();
+    let _alone = frugal();
     let dir = in_memory();
     for name in ["from", "to"] {
         std::fs::create_dir(dir.path().join(name)).unwrap();
@@ -93,6 +97,7 @@ fn directories_that_are_moved_meanwhile_lead_nobody_astray() {
     if !root_or_skip("directories_that_are_moved_meanwhile_lead_nobody_astray") {
         return;
     }
+    let _alone = frugal();
     let dir = in_memory();
     for name in ["tree", "outside"] {
         std::fs::create_dir(dir.path().join(name)).unwrap();
@@ -125,7 +130,7 @@ fn layers_as_deep_as_names_allow_are_unpacked_verified_and_found_deeper() {
     if !root_or_skip("layers_as_deep_as_names_allow_are_unpacked_verified_and_found_deeper") {
         return;
     }
-    frugal();
+    let _alone = frugal();
     // As long as names may be, in few enough steps for a debug build.
     let name = vec!["ddd"; 1000].join("/");
     let archive = with_records(&[("path", format!("{name}/f").as_bytes())], entry(b'0', "f", "", b"deep"));
@@ -158,6 +163,7 @@ fn archives_that_ask_again_and_again_cost_what_they_are_long() {
     if !root_or_skip("archives_that_ask_again_and_again_cost_what_they_are_long") {
         return;
     }
+    let _alone = frugal();
     let repeated = |entry: Vec<u8>, times: usize| entry.repeat(times);
     let whiteout = entry(b'0', ".wh.d", "", b"");
     let lower = numbered(50_000, |n| entry(b'1', &format!("l{n}"), "x", b""));
@@ -180,7 +186,7 @@ fn archives_that_ask_again_and_again_cost_what_they_are_long() {
     ];
     for (what, style, archive) in cases {
         let layer = Layer::large(style);
-        layer.apply(&archive).unwrap_or_else(|error| panic!("{what}: {error}"));
+        layer.apply(&archive).unwrap_or_else(|error| panic!("{what}: {error:?}"));
         assert!(layer.assemble() == archive, "{what}");
     }
 }
@@ -190,6 +196,7 @@ fn what_must_be_remembered_of_an_archive_is_limited() {
     if !root_or_skip("what_must_be_remembered_of_an_archive_is_limited") {
         return;
     }
+    let _alone = frugal();
     let long = vec!["n".repeat(200); 20].join("/");
     let links = numbered(4300, |n| {
         with_records(&[("linkpath", long.as_bytes())], entry(b'1', &format!("l{n}"), "x", b""))

@@ -306,6 +306,13 @@ fn empty(daemon: &Daemon, store: &Store) {
     daemon.words("builder prune -af");
     daemon.words("rmi built:1 base:1 stages:1 committed:1");
     daemon.words("system prune -af");
+    // What was removed leaves the disk a little behind the server's answers.
+    let layers = store.path("root/layers").join(store.driver);
+    let none = |folder: &std::path::Path| std::fs::read_dir(folder).is_ok_and(|mut dir| dir.next().is_none());
+    let until = Instant::now() + Duration::from_secs(60);
+    while !none(&layers) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let said = store.json("gc --json");
     let kinds = ["layer", "folder", "mountpoint", "config", "blob"];
     let items = said["items"].as_array().unwrap().iter();
