@@ -40,6 +40,7 @@ pub(crate) const ALL: &[Line] = &[
     Line { name: "flattened layers", measure: flat::layers },
     Line { name: "flattened load", measure: flat::load },
     Line { name: "flattened page cache", measure: flat::cache },
+    Line { name: "flattened space", measure: flat::space },
     Line { name: "containerd's socket", measure: serve::socket },
     Line { name: "docker 28 builds", measure: serve::docker },
     Line { name: "containerd 2 unpacks", measure: serve::unpack },
@@ -72,7 +73,7 @@ impl fmt::Display for Goal {
 pub(crate) struct Figures {
     /// What was measured, and beside what.
     pub what: String,
-    /// `s`, `ms` or `MiB`.
+    /// `s`, `ms`, `us`, `MiB`, or what is counted.
     pub unit: &'static str,
     /// Vellum's median.
     pub vellum: f64,
@@ -130,6 +131,7 @@ pub(crate) struct Bench {
     real: Option<PathBuf>,
     deep: Option<PathBuf>,
     wide: Option<PathBuf>,
+    systems: Option<PathBuf>,
     fs: String,
     runs: usize,
 }
@@ -152,6 +154,7 @@ impl Bench {
             real: arguments.real.clone(),
             deep: arguments.deep.clone(),
             wide: arguments.wide.clone(),
+            systems: arguments.systems.clone(),
             fs: arguments.fs.clone(),
             runs: arguments.runs.max(1),
         };
@@ -229,6 +232,10 @@ impl Bench {
     fn real(&self) -> Result<images::Image, Error> {
         let layout = self.real.as_ref().ok_or_else(|| Error::Missing("--real LAYOUT".into()))?;
         images::prepare(&self.work.join("real"), layout)
+    }
+
+    fn systems(&self) -> Result<&Path, Error> {
+        self.systems.as_deref().ok_or_else(|| Error::Missing("--systems FOLDER".into()))
     }
 
     /// `vellum` with a store below `folder`.

@@ -38,6 +38,9 @@ struct Arguments {
     /// One layer of 100,000 files, an OCI layout (`cargo xtask image wide`).
     #[arg(long)]
     wide: Option<PathBuf>,
+    /// A folder of root file systems that were built separately (`cargo xtask image systems`).
+    #[arg(long)]
+    systems: Option<PathBuf>,
     /// The file system that is measured, made anew for each line; `here` is that of the work folder.
     #[arg(long, default_value = "ext4", value_parser = ["ext4", "xfs", "btrfs", "here"])]
     fs: String,

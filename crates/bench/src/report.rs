@@ -65,7 +65,13 @@ impl fmt::Display for Report {
                     figures.what.clone(),
                     figures.shown(figures.vellum),
                     figures.beside.map_or_else(|| "-".into(), |beside| figures.shown(beside)),
-                    figures.ratio().map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}")),
+                    figures.ratio().map_or_else(
+                        || "-".into(),
+                        |ratio| match ratio {
+                            ratio if ratio < 0.01 => format!("{ratio:.5}"),
+                            ratio => format!("{ratio:.2}"),
+                        },
+                    ),
                     figures.goal.to_string(),
                     if figures.met() { "yes" } else { "NO" }.to_owned(),
                 ]),

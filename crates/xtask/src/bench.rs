@@ -14,8 +14,12 @@ pub(crate) fn bench(arguments: &[String]) -> Result<(), Error> {
         eprintln!("no later container engines: {error}");
     }
     cargo(&["build", "--release", "--package", "vellum-cli", "--package", "vellum-bench"])?;
-    let images =
-        [("--real", build(Kind::Real)?), ("--deep", build(Kind::Deep)?), ("--wide", build(Kind::Wide)?)];
+    let images = [
+        ("--real", build(Kind::Real)?),
+        ("--deep", build(Kind::Deep)?),
+        ("--wide", build(Kind::Wide)?),
+        ("--systems", build(Kind::Systems)?),
+    ];
     let release = target().join("release");
     let mut command = Command::new(release.join("vellum-bench"));
     command

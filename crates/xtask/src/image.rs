@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use vellum_testkit::{engine, image};
 
-/// A test image; `images/real.sh` says what is in it.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+/// A test image; the scripts in `images` say what is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kind {
     /// 14 layers with compilers and large files: for the benchmark.
     Real,
@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     Deep,
     /// One layer of 100,000 small files.
     Wide,
+    /// Three root file systems of one Debian, each built by itself: folders.
+    Systems,
 }
 
 /// Builds the image if it is not there, and says where it is. It appears whole or not at all; of two builds at once the second waits.
@@ -26,14 +28,17 @@ pub(crate) fn build(kind: Kind) -> Result<PathBuf, Error> {
         Kind::Small => "small",
         Kind::Deep => "deep",
         Kind::Wide => "wide",
+        Kind::Systems => "systems",
     };
     let place = image::place(name);
     let _lock = lock(name)?;
-    if place.join("index.json").exists() {
+    let whole = if kind == Kind::Systems { place.is_dir() } else { place.join("index.json").exists() };
+    if whole {
         return Ok(place);
     }
     match kind {
-        Kind::Real | Kind::Small => debian(&root().join("crates/xtask/images/real.sh"), name, &place)?,
+        Kind::Real | Kind::Small => debian(&root().join("crates/xtask/images/real.sh"), &[name], &place)?,
+        Kind::Systems => debian(&root().join("crates/xtask/images/systems.sh"), &[], &place)?,
         Kind::Deep => generated(&place, image::deep)?,
         Kind::Wide => generated(&place, image::wide)?,
     }
@@ -46,7 +51,7 @@ pub(crate) fn peers() -> Result<Vec<PathBuf>, Error> {
         let place = engine::system_place(suite);
         let _lock = lock(suite)?;
         if !place.is_dir() {
-            debian(&root().join("crates/xtask/images/peer.sh"), suite, &place)?;
+            debian(&root().join("crates/xtask/images/peer.sh"), &[suite], &place)?;
         }
         Ok(place)
     };
@@ -64,12 +69,12 @@ fn lock(name: &str) -> Result<std::fs::File, Error> {
     lock.map_err(Error::at(format!("lock {}", folder.display())))
 }
 
-fn debian(script: &Path, name: &str, place: &Path) -> Result<(), Error> {
+fn debian(script: &Path, what: &[&str], place: &Path) -> Result<(), Error> {
     if !packages::is_root() {
         return Err(Error::Missing("building what tests need of Debian needs root, for debootstrap".into()));
     }
     packages::install(packages::TEST)?;
-    run(Command::new("bash").arg(script).arg(name).arg(place))
+    run(Command::new("bash").arg(script).args(what).arg(place))
 }
 
 fn generated(place: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), Error> {

@@ -12,6 +12,8 @@ use vellum_mount::Mounter;
 use vellum_types::LayerId;
 
 const TIMES: usize = 30;
+/// Names that are looked up, and calls of which the mean is taken, in each of these.
+const NAMES: usize = 200;
 /// Of the image that a figure is about.
 const ENTRIES: usize = 34_000;
 
@@ -97,9 +99,10 @@ impl Stage {
         Ok(top)
     }
 
-    /// Medians in milliseconds: of making and mounting a container, of the mount alone, and of the first look-up of a name that does not exist.
-    fn containers(&mut self, parent: LayerId) -> Result<[f64; 3], Error> {
-        let mut times: [Vec<f64>; 3] = Default::default();
+    /// Medians in milliseconds of making and mounting a container, and of the mount alone; in microseconds of the first look-up of a name that
+    /// does not exist, and of looking at a file and opening it when that was done before.
+    fn containers(&mut self, parent: LayerId) -> Result<[f64; 4], Error> {
+        let mut times: [Vec<f64>; 4] = Default::default();
         for _ in 0..TIMES {
             let id = self.id()?;
             let begin = Instant::now();
@@ -109,10 +112,27 @@ impl Stage {
             let plan = self.driver.mounts(id, &MountOptions::default()).map_err(failed("mount"))?;
             let root = self.mounter.acquire(id, &plan).map_err(failed("mount"))?;
             let mounted = begin.elapsed();
-            let missing = Instant::now();
-            let there = root.join("missing").exists();
-            times[2].push(missing.elapsed().as_secs_f64() * 1000.0);
-            debug_assert!(!there);
+            let dir = std::fs::File::open(&root).map_err(Error::at("open the container's root"))?;
+            times[2].push(each(NAMES, |name| {
+                // No name twice: neither the driver nor a lower file system has heard of it.
+                let there = rustix::fs::accessat(
+                    &dir,
+                    format!("missing-{parent}-{id}-{name}"),
+                    rustix::fs::Access::EXISTS,
+                    rustix::fs::AtFlags::empty(),
+                );
+                debug_assert!(there.is_err());
+            }));
+            let file = below(&root).map_err(Error::at("find a file in the container"))?;
+            let warm = |_| {
+                let looked = rustix::fs::statat(&dir, &file, rustix::fs::AtFlags::empty());
+                let flags = rustix::fs::OFlags::RDONLY;
+                let opened = rustix::fs::openat(&dir, &file, flags, rustix::fs::Mode::empty());
+                debug_assert!(looked.is_ok() && opened.is_ok());
+            };
+            each(NAMES, warm);
+            times[3].push(each(NAMES, warm));
+            drop(dir);
             times[0].push(mounted.as_secs_f64() * 1000.0);
             times[1].push((mounted - made).as_secs_f64() * 1000.0);
             self.mounter.release(id).map(drop).map_err(failed("unmount"))?;
@@ -122,6 +142,21 @@ impl Stage {
             list[list.len() / 2]
         }))
     }
+}
+
+/// What one of so many calls takes, in microseconds.
+fn each(calls: usize, mut call: impl FnMut(usize)) -> f64 {
+    let begin = Instant::now();
+    (0..calls).for_each(&mut call);
+    begin.elapsed().as_secs_f64() * 1e6 / calls as f64
+}
+
+/// A file in a directory of a container, from its root.
+fn below(root: &Path) -> io::Result<PathBuf> {
+    let none = || io::Error::other("the layers have no file");
+    let dir = std::fs::read_dir(root)?.next().ok_or_else(none)??.path();
+    let file = std::fs::read_dir(&dir)?.next().ok_or_else(none)??.path();
+    file.strip_prefix(root).map(Path::to_owned).map_err(io::Error::other)
 }
 
 fn xfs(bench: &Bench, name: &str) -> Result<PathBuf, Error> {
@@ -141,7 +176,9 @@ pub(super) fn layers(bench: &Bench) -> Result<Vec<Figures>, Error> {
     let mut flat = Stage::new(&folder, &vellum_driver_composefs::FACTORY)?;
     let mut overlay = Stage::new(&folder, &vellum_driver_overlay::FACTORY)?;
     let mut figures = Vec::new();
+    let mut one = [0.0; 4];
     for (layers, goals) in [
+        (1, [None; 3]),
         (14, [Some(2.0), None, None]),
         (100, [None, Some(1.0), None]),
         (120, [None, None, Some(0.1)]),
@@ -149,12 +186,20 @@ pub(super) fn layers(bench: &Bench) -> Result<Vec<Figures>, Error> {
     ] {
         let (ours, theirs) = (flat.stack(layers)?, overlay.stack(layers)?);
         let (ours, theirs) = (flat.containers(ours)?, overlay.containers(theirs)?);
+        if layers == 1 {
+            one = theirs;
+        }
         let what = ["create + mount", "mount", "a name that does not exist, first look-up"];
         for (number, goal) in goals.into_iter().enumerate() {
             if let Some(goal) = goal {
                 let what = format!("{}, {layers} layers, beside overlay", what[number]);
-                figures.push(Figures::ratio_of(what, "ms", ours[number], theirs[number], goal));
+                let unit = if number == 2 { "us" } else { "ms" };
+                figures.push(Figures::ratio_of(what, unit, ours[number], theirs[number], goal));
             }
+        }
+        if layers == 120 {
+            let what = "stat and open again, 120 layers, beside overlay of one";
+            figures.push(Figures::ratio_of(what, "us", ours[3], one[3], 1.1));
         }
     }
     let many = flat.layer(None, ENTRIES)?;
@@ -212,4 +257,35 @@ pub(super) fn cache(bench: &Bench) -> Result<Vec<Figures>, Error> {
         more,
         Goal::Value(20.5),
     )])
+}
+
+/// What root file systems take that were built separately, in bytes and inodes.
+pub(super) fn space(bench: &Bench) -> Result<Vec<Figures>, Error> {
+    let systems = bench.systems()?;
+    let taken = |driver: &str| -> Result<[f64; 2], Error> {
+        let folder = xfs(bench, &format!("space-{driver}"))?;
+        let used = || -> Result<[f64; 2], Error> {
+            let out =
+                shell(r#"sync -f "$1/store"; df --output=used,iused "$1/store" | tail -n 1"#, &[&folder])?.1;
+            let mut numbers = out.split_whitespace().map(str::parse::<f64>);
+            let mut next =
+                || numbers.next().and_then(Result::ok).ok_or_else(|| Error::Missing("df's figures".into()));
+            Ok([next()? / 1024.0, next()?])
+        };
+        measure(bench.vellum_with(driver, &folder).arg("info"))?;
+        let before = used()?;
+        for system in std::fs::read_dir(systems).map_err(Error::at("list the systems"))? {
+            let system = system.map_err(Error::at("list the systems"))?;
+            let mut import = bench.vellum_with(driver, &folder);
+            measure(import.arg("import").arg(system.path()).arg(system.file_name()))?;
+        }
+        let after = used()?;
+        shell(r#"umount "$1/store""#, &[&folder])?;
+        Ok([after[0] - before[0], after[1] - before[1]])
+    };
+    let (ours, theirs) = (taken("composefs")?, taken("overlay")?);
+    Ok(vec![
+        Figures::ratio_of("bytes of three Debians, beside overlay", "MiB", ours[0], theirs[0], 0.7),
+        Figures::ratio_of("inodes of three Debians, beside overlay", "inodes", ours[1], theirs[1], 0.7),
+    ])
 }
