@@ -14,6 +14,7 @@
 //! | [`ContainerId`] | a container | 64 hex digits, shown as 12 |
 //! | [`ImageName`] | what people call an image | `registry/path:tag` |
 //! | [`Platform`] | what machine an image is for | `os/architecture[/variant]` |
+//! | [`Size`] | how much something may take | `500M`, `20G` |
 
 mod container;
 mod digest;
@@ -21,6 +22,7 @@ mod json;
 mod layer;
 mod name;
 mod platform;
+mod size;
 
 pub use container::{ContainerId, ContainerName};
 pub use digest::{Algorithm, ChainId, DiffId, Digest, ImageId};
@@ -28,6 +30,7 @@ pub use json::{MAX_JSON_MARKS, json_marks};
 pub use layer::LayerId;
 pub use name::ImageName;
 pub use platform::Platform;
+pub use size::Size;
 
 /// Text that is not a valid value of one of this crate's types.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

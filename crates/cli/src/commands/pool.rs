@@ -5,6 +5,7 @@ use crate::human;
 use crate::output::{Out, note};
 use clap::{Args, Subcommand, ValueEnum};
 use vellum_store::{OpenOptions, PoolFs, PoolSpec, PoolStatus, Store};
+use vellum_types::Size;
 
 /// Keep the layers in a file with a file system of its own
 ///
@@ -77,17 +78,7 @@ impl New {
 
 /// A number of bytes, or of KiB, MiB, GiB, TiB.
 fn bytes(text: &str) -> std::result::Result<u64, String> {
-    let upper = text.trim().to_ascii_uppercase();
-    let digits = upper.trim_end_matches("IB").trim_end_matches('B');
-    let (number, shift) = match digits.char_indices().next_back() {
-        Some((at, 'K')) => (&digits[..at], 10),
-        Some((at, 'M')) => (&digits[..at], 20),
-        Some((at, 'G')) => (&digits[..at], 30),
-        Some((at, 'T')) => (&digits[..at], 40),
-        _ => (digits, 0),
-    };
-    let number: u64 = number.parse().map_err(|_| "say it as 500M, 20G or 1T".to_owned())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "that is too much".to_owned())
+    text.parse::<Size>().map(Size::bytes).map_err(|wrong| wrong.reason.to_owned())
 }
 
 /// Options of the store for what must not make one.
@@ -263,21 +254,4 @@ pub(crate) fn tell(status: &PoolStatus, out: &mut Out) -> Result<()> {
     }
     let (free, floor) = (human::size(status.host_free), human::size(status.host_floor));
     out.line(format_args!(" Disk: {free} free, {floor} kept in reserve"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plain_sizes_are_read() {
-        for (text, wanted) in
-            [("20G", 20 << 30), ("500M", 500 << 20), ("1TiB", 1 << 40), ("4096", 4096), ("7kb", 7 << 10)]
-        {
-            assert_eq!(bytes(text), Ok(wanted), "{text}");
-        }
-        for text in ["", "G", "-1G", "1.5G", "99999999999T"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
-    }
 }
