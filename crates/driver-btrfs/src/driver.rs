@@ -1,6 +1,7 @@
 //! The trait's methods.
 
 use crate::changes::{self, Changes};
+use crate::room::{self, Outcome, with_room};
 use crate::subvolume;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -113,6 +114,7 @@ impl Btrfs {
             return Err(Error::new(ErrorKind::Unsupported, "use the driver btrfs", reason)
                 .hint("put the store on a btrfs file system"));
         }
+        room::keep_reserve(home.dir());
         Ok(Self { home, config, capabilities: capabilities() })
     }
 
@@ -140,6 +142,18 @@ impl Btrfs {
             None => first_own_generation(&made, source.is_some()).map_err(failed)?,
         };
         self.write_since(folder, since).map_err(failed)
+    }
+
+    /// Makes the tree of `to`, which is to be a copy of `from`.
+    fn make_copy(&self, from: LayerId, to: LayerId, folder: &OwnedFd, since: Option<u64>) -> Result<()> {
+        self.make_tree(to, folder, Some(from), since)?;
+        let (source, copy) = (self.home.open_part(from, TREE)?, self.home.open_part(to, TREE)?);
+        subvolume::fill(source.as_fd(), copy.as_fd()).map_err(|error| error.layer(to))?;
+        if since.is_none() {
+            let gone = rustix::fs::unlinkat(folder, SINCE, AtFlags::empty());
+            gone.map_err(|error| Error::system("copy", error).layer(to))?;
+        }
+        Ok(())
     }
 
     fn write_since(&self, folder: &OwnedFd, since: u64) -> std::io::Result<()> {
@@ -243,10 +257,13 @@ impl Driver for Btrfs {
     fn status(&self) -> Result<Vec<(String, String)>> {
         let backing =
             FileSystem::of(self.home.dir()).map_err(|error| Error::system("look at the home", error))?;
-        Ok(vec![
+        let mut facts = vec![
             ("Backing Filesystem".into(), backing.name.into()),
             ("Supports reflink".into(), self.capabilities.has(Ability::Reflink).to_string()),
-        ])
+        ];
+        let failed = |error| Error::system("look how the devices are set aside", error);
+        facts.extend(room::status(self.home.dir()).map_err(failed)?);
+        Ok(facts)
     }
 
     fn create(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()> {
@@ -258,9 +275,11 @@ impl Driver for Btrfs {
         if spec.view && spec.parent.is_none() {
             return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));
         }
-        let folder = self.home.make(id)?;
-        let made = if spec.view { Ok(()) } else { self.make_tree(id, &folder, spec.parent, None) };
-        made.and_then(|()| self.home.write_record(id, &record)).inspect_err(|_| self.take_back(id))
+        with_room(self.home.dir(), || {
+            let folder = self.home.make(id)?;
+            let made = if spec.view { Ok(()) } else { self.make_tree(id, &folder, spec.parent, None) };
+            made.and_then(|()| self.home.write_record(id, &record)).inspect_err(|_| self.take_back(id))
+        })
     }
 
     fn complete(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<Changed> {
@@ -295,6 +314,7 @@ impl Driver for Btrfs {
 
     fn target(&self, id: LayerId) -> Result<Box<dyn Target>> {
         self.home.active("unpack", id)?;
+        room::before_work(self.home.dir());
         let options = FolderOptions {
             style: Style::Apply,
             xattrs: self.config.xattrs,
@@ -314,27 +334,23 @@ impl Driver for Btrfs {
             return Err(Error::new(ErrorKind::Invalid, "commit", reason).layer(id));
         }
         let tree = self.home.open_part(id, TREE)?;
-        subvolume::flatten(tree.as_fd()).map_err(|error| error.layer(id))?;
-        btrfs::set_read_only(&tree, true).map_err(|error| Error::system("commit", error).layer(id))?;
-        self.home.write_record(id, &Record { kind: Kind::Committed, ..record })?;
+        let record = Record { kind: Kind::Committed, ..record };
+        with_room(self.home.dir(), || {
+            subvolume::flatten(tree.as_fd()).map_err(|error| error.layer(id))?;
+            btrfs::set_read_only(&tree, true).map_err(|error| Error::system("commit", error).layer(id))?;
+            self.home.write_record(id, &record)
+        })?;
         Ok(Changed::Yes)
     }
 
     fn copy(&self, from: LayerId, to: LayerId) -> Result<()> {
         let record = self.home.active("copy", from)?;
         let since = self.since(from)?;
-        let folder = self.home.make(to)?;
-        let copied = (|| {
-            self.make_tree(to, &folder, Some(from), since)?;
-            let (source, copy) = (self.home.open_part(from, TREE)?, self.home.open_part(to, TREE)?);
-            subvolume::fill(source.as_fd(), copy.as_fd()).map_err(|error| error.layer(to))?;
-            if since.is_none() {
-                let gone = rustix::fs::unlinkat(&folder, SINCE, AtFlags::empty());
-                gone.map_err(|error| Error::system("copy", error).layer(to))?;
-            }
-            self.home.write_record(to, &record)
-        })();
-        copied.inspect_err(|_| self.take_back(to))
+        with_room(self.home.dir(), || {
+            let folder = self.home.make(to)?;
+            let copied = self.make_copy(from, to, &folder, since);
+            copied.and_then(|()| self.home.write_record(to, &record)).inspect_err(|_| self.take_back(to))
+        })
     }
 
     fn remove(&self, id: LayerId, trash: &Path) -> Result<Changed> {
@@ -362,6 +378,14 @@ impl Driver for Btrfs {
             }
         }
         home::purge(trashed).map(|()| Vec::new())
+    }
+
+    fn make_room(&self) -> Result<u64> {
+        match room::make(self.home.dir(), true) {
+            Ok(Outcome::Freed(bytes)) => Ok(bytes),
+            Ok(Outcome::NotThis | Outcome::Stuck) => Ok(0),
+            Err(error) => Err(Error::system("balance chunks that are used little", error)),
+        }
     }
 
     fn mounts(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan> {

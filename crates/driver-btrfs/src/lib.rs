@@ -5,6 +5,7 @@
 //!
 //! ```text
 //!   HOME/            0700, on btrfs
+//!     .reserve       room in the metadata, for the balance that makes more of it
 //!     <id>/          0700, a layer
 //!       tree/        a subvolume: its whole tree; read-only when it is committed
 //!       since        the generation from which on `tree` differs from the parent's, as a decimal number, twice
@@ -39,11 +40,14 @@
 //! - *A power cut after create*: the snapshot is durable when the ioctl returns, the record may be lost: [`Driver::complete`](vellum_driver::Driver::complete) keeps the tree
 //!   and writes it again. Without `since` the diff walks both trees,
 //!   and so it does where the two numbers differ (a flipped bit) or are later than the tree itself (it came from another file system).
+//! - *"No space left" with free space shown*: chunks of the file system hold room of the wrong kind. What creates, copies and commits runs the balance that frees it and tries
+//!   once more; unpacking looks before it begins, and `gc` after its work (module `room`). `status` says how the devices are set aside.
 //! - *Containers share no page cache*: each snapshot has inodes of its own. That is the price of this driver.
 //! - The ioctls need privileges of the host: a user's own store cannot use this driver.
 
 mod changes;
 mod driver;
+mod room;
 mod subvolume;
 
 pub use driver::{Btrfs, BtrfsFactory, FACTORY};

@@ -285,6 +285,15 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         true
     }
 
+    /// Has the file system give back what it holds for one purpose and does not use, where another purpose lacks it or is about to. Gives the bytes. May take
+    /// seconds: it moves data.
+    ///
+    /// # Errors
+    /// The kernel's; that nothing could be given back is no error.
+    fn make_room(&self) -> Result<u64> {
+        Ok(0)
+    }
+
     /// Makes ahead what mounts of the committed layer `id`, and of layers on it, need, which the first of them makes otherwise. [`Changed::Yes`]: its
     /// usage is another one now.
     ///

@@ -9,7 +9,8 @@
 //!    A load that has found one of them ready a moment ago has pinned it in a transaction of its own, so it is reached.
 //! 4. Folders, configurations, image files, blobs, temporary files and locks that no row names are removed.
 //! 5. The mounter cleans its records and mountpoints.
-//! 6. The lock is let go, and the trash is emptied. A pool gives back to its host what it does not use.
+//! 6. The lock is let go, and the trash is emptied. The driver has the file system free what it holds for the wrong purpose. A pool gives back to its host what
+//!    it does not use.
 //!
 //! A dry run does 1 and looks at the rest.
 
@@ -72,6 +73,11 @@ impl Store {
         let mut trimmed = None;
         if !dry_run {
             trash::work(self.layout.root())?;
+            let freed = self.driver.make_room()?;
+            if freed > 0 {
+                let object = format!("{} MiB", freed >> 20);
+                items.push(item("chunks", object, "the file system held them for what did not need them", 0));
+            }
             if self.layout.has_pool() {
                 trimmed = Some(self.pool_trim()?);
             }

@@ -2,6 +2,8 @@
 //!
 //! Structures and numbers are those of `include/uapi/linux/btrfs.h` and `btrfs_tree.h`. All of this needs privileges of the host.
 
+pub mod chunks;
+
 use rustix::ioctl::{Getter, NoArg, Opcode, Setter, Updater, ioctl, opcode};
 use std::ffi::{OsStr, OsString};
 use std::io;
