@@ -9,8 +9,8 @@
 //!    A load that has found one of them ready a moment ago has pinned it in a transaction of its own, so it is reached.
 //! 4. Folders, configurations, image files, blobs, temporary files and locks that no row names are removed.
 //! 5. The mounter cleans its records and mountpoints.
-//! 6. The lock is let go, and the trash is emptied. The driver has the file system free what it holds for the wrong purpose. A pool gives back to its host what
-//!    it does not use.
+//! 6. The lock is let go, and the trash is emptied: a worker that is at it is waited for. The driver has the file system free what it holds for
+//!    the wrong purpose. A pool gives back to its host what it does not use.
 //!
 //! A dry run does 1 and looks at the rest.
 
@@ -59,20 +59,13 @@ impl Store {
                 ));
             }
         }
-        for (driver, name) in trash::list(&self.layout)? {
-            let bytes =
-                if dry_run { files::bytes_of(&self.layout.trash().join(&driver).join(&name)) } else { 0 };
-            items.push(item(
-                "trash",
-                format!("{driver}/{name}"),
-                "it was removed and waits to be deleted",
-                bytes,
-            ));
-        }
         drop(sweep);
+        let trash = if dry_run { trash::measured(&self.layout)? } else { trash::finish(&self.layout)? };
+        let waits = "it was removed and waits to be deleted";
+        let of_trash = |(driver, name, bytes)| item("trash", format!("{driver}/{name}"), waits, bytes);
+        items.extend(trash.into_iter().map(of_trash));
         let mut trimmed = None;
         if !dry_run {
-            trash::work(self.layout.root())?;
             let freed = self.driver.make_room()?;
             if freed > 0 {
                 let object = format!("{} MiB", freed >> 20);

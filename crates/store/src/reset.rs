@@ -82,5 +82,5 @@ fn remove_layers(layout: &Layout, identity: &Identity) -> Result<()> {
         }
         driver.cleanup()?;
     }
-    trash::work(layout.root())
+    trash::finish(layout).map(drop)
 }

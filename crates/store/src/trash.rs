@@ -13,6 +13,8 @@
 //! 2. The worker takes the lock, or ends. It deletes until the trash is empty.
 //! 3. It lets the lock go and looks once more: who renamed between its last look and that moment saw the lock held and
 //!    started nobody.
+//!
+//! Who is asked to have the space back when it returns (`gc`) waits for the worker's lock and does the rest itself.
 
 use crate::catalog::{Catalog, Durability, layers};
 use crate::layout::Layout;
@@ -38,6 +40,30 @@ pub fn work(root: &Path) -> Result<()> {
             return Ok(());
         }
     }
+}
+
+/// What waits in the trash: the driver, the entry's name, and the bytes of its folder.
+pub(crate) fn measured(layout: &Layout) -> Result<Vec<(String, String, u64)>> {
+    let measure = |(driver, name): (String, String)| {
+        let bytes = files::bytes_of(&layout.trash().join(&driver).join(&name));
+        (driver, name, bytes)
+    };
+    Ok(list(layout)?.into_iter().map(measure).collect())
+}
+
+/// Empties the trash before it returns, and says what was in it: a worker that is at it is waited for, and what it left is done here.
+///
+/// # Errors
+/// As [`work`]'s.
+pub(crate) fn finish(layout: &Layout) -> Result<Vec<(String, String, u64)>> {
+    let lock_path = layout.lock("trash");
+    let lock = FileLock::exclusive(&lock_path).map_err(|e| Error::io("take the lock", &lock_path, e))?;
+    let waited = measured(layout)?;
+    empty(layout)?;
+    drop(lock);
+    // As a worker does: who renamed in the meantime saw the lock held.
+    work(layout.root())?;
+    Ok(waited)
 }
 
 /// Asking whether a lock is held takes it for a moment, so one refusal proves nothing.

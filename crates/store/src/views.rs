@@ -412,7 +412,7 @@ impl Snapshots<'_> {
     /// The file system's.
     pub fn cleanup(&self) -> Result<()> {
         self.store.wait_for_keeper();
-        crate::trash::work(self.store.root())
+        crate::trash::finish(&self.store.layout).map(drop)
     }
 
     /// The driver of a snapshot's layer, which is whole by then.

@@ -160,3 +160,28 @@ fn root_what_a_killed_keeper_left_is_done_by_the_next_open() {
         assert_clean(&store);
     }
 }
+
+#[test]
+fn root_a_collection_ends_when_what_others_were_deleting_is_gone() {
+    let test = "root_a_collection_ends_when_what_others_were_deleting_is_gone";
+    for driver in DRIVERS {
+        let Some(place) = Place::new(test, driver) else { continue };
+        let store = place.open();
+        let snapshots = store.snapshots("test");
+        // As a worker does while it deletes.
+        let working = vellum_sys::lock::FileLock::exclusive(&place.root().join("locks/trash")).unwrap();
+        snapshots.prepare("a", None, &Labels::new()).unwrap();
+        snapshots.remove("a").unwrap();
+        assert_eq!(names(&place, &format!("trash/{driver}")).len(), 1, "it waits for the worker");
+        std::thread::scope(|scope| {
+            let collection = scope.spawn(|| store.gc(false).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert!(!collection.is_finished());
+            drop(working);
+            let collected = collection.join().unwrap().items;
+            assert!(collected.iter().any(|item| item.kind == "trash"), "{collected:#?}");
+        });
+        assert_eq!(names(&place, &format!("trash/{driver}")), [""; 0]);
+        assert_nothing_to_collect(&store);
+    }
+}
