@@ -384,7 +384,7 @@ impl Driver for Composefs {
         let failed = |error| Error::system("commit", error).layer(id);
         let same = Arc::ptr_eq(&before, &own) || before == own;
         if !same || self.parts.tree_file(id).map_err(failed)?.is_none() || !self.is_untouched(id)? {
-            let _ = self.parts.put_tree(id, &own).map_err(failed)?;
+            let _ = self.parts.put_tree(id, &own, &intake.own).map_err(failed)?;
             // Files that have names elsewhere, too, have only those of this layer in it.
             own = self.parts.own_tree(id)?;
         }
@@ -421,8 +421,10 @@ impl Driver for Composefs {
             // No objects go while the copy does not list them yet.
             let _lock = self.parts.reading()?;
             if let Some(tree) = self.parts.tree(from)? {
-                let _ =
-                    self.parts.put_tree(to, &tree).map_err(|error| Error::system("copy", error).layer(to))?;
+                let _ = self
+                    .parts
+                    .put_tree(to, &tree, &BTreeSet::new())
+                    .map_err(|error| Error::system("copy", error).layer(to))?;
             }
             self.home().write_record(to, &record)
         })();

@@ -20,7 +20,7 @@
 //!
 //! # Collecting
 //!
-//! A layer lists the objects that it needs in its tree's file, from before it is anything but half made. When a layer has gone to the trash, with the lock held alone,
+//! A layer lists the objects that it needs, and all that it has made, in its tree's file, from before it is anything but half made. When a layer has gone to the trash, with the lock held alone,
 //! first its list is compared with those of all layers that are there. An object that another layer lists stays, and if the removed layer was its maker, that other layer is
 //! now, and has its bytes. Then the others are removed. A layer that was half made has no list, and is known by its mark (`taking`): then all
 //! objects are looked at. Interrupted, this begins again: what was done is not there any more.
@@ -186,12 +186,14 @@ pub(crate) struct Intake {
     buffer: Vec<u8>,
     /// What was made new.
     pub(crate) made: Usage,
+    /// The objects that have this layer as their maker now.
+    pub(crate) own: BTreeSet<Digest>,
 }
 
 impl Intake {
     pub(crate) fn new(parts: Arc<Parts>, layer: LayerId) -> Self {
-        let makers = HashMap::from([(layer, true)]);
-        Self { parts, layer, known: HashSet::new(), makers, buffer: Vec::new(), made: Usage::default() }
+        let (makers, made, own) = (HashMap::from([(layer, true)]), Usage::default(), BTreeSet::new());
+        Self { parts, layer, known: HashSet::new(), makers, buffer: Vec::new(), made, own }
     }
 
     /// Takes a file's content.
@@ -299,6 +301,7 @@ impl Intake {
             return Ok(false);
         }
         self.parts.objects.stamp(digest, Some(self.layer))?;
+        self.own.insert(*digest);
         self.made += Usage { bytes: allocated(&stat), inodes: 1 };
         Ok(true)
     }
@@ -341,6 +344,7 @@ impl Intake {
             Err(error) => return Err(error.into()),
         }
         let stat = rustix::fs::fstat(&file)?;
+        self.own.insert(*digest);
         self.made += Usage { bytes: allocated(&stat), inodes: 1 };
         Ok(())
     }

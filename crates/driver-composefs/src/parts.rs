@@ -1,11 +1,13 @@
 //! What targets, commits and mounts share: the files of a layer, trees, images.
 
+use crate::digest::Digest;
 use crate::objects::{Intake, Objects, allocated, maker};
 use crate::probe::Mounts;
 use crate::tree::{self, Attr, Dir, Raw};
 use crate::upper;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufWriter, Read as _, Seek as _, Write as _};
@@ -72,13 +74,22 @@ impl Parts {
             .map_err(|error| Error::system("take the lock of the objects", error))
     }
 
-    /// Replaces the layer's tree; then nothing is only taken any more. Gives what it takes on disk.
-    pub(crate) fn put_tree(&self, id: LayerId, root: &Dir) -> io::Result<Usage> {
+    /// Replaces the layer's tree; then nothing is only taken any more. `made`: the objects that were made for it, of which the tree may not need all, because an archive
+    /// may name a path twice: listed they go with the layer, as do those that the tree before had made. Gives what the file takes on disk.
+    pub(crate) fn put_tree(&self, id: LayerId, root: &Dir, made: &BTreeSet<Digest>) -> io::Result<Usage> {
+        let mut others = made.clone();
+        if let Some(mut file) = self.tree_file(id)? {
+            for digest in tree::objects_in(&mut file)? {
+                if self.objects.stat(&digest)?.and_then(|stat| maker(&stat)) == Some(id) {
+                    others.insert(digest);
+                }
+            }
+        }
         let folder = self.home.folder(id).map_err(io::Error::other)?.ok_or(io::ErrorKind::NotFound)?;
         let fresh = format!("{TREE}.new");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut file = File::from(rustix::fs::openat(&folder, &fresh, flags, Mode::RUSR | Mode::WUSR)?);
-        file.write_all(&tree::write(root))?;
+        file.write_all(&tree::write(root, &others))?;
         let stat = rustix::fs::fstat(&file)?;
         rustix::fs::renameat(&folder, &fresh, &folder, TREE)?;
         for gone in [IMAGE, TAKING] {

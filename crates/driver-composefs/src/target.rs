@@ -308,7 +308,8 @@ impl Target for TreeTarget {
 
     fn finish(self: Box<Self>) -> Result<Finished, TargetError> {
         let root = LayerPath::root();
-        let written = at(self.parts.put_tree(self.layer, &self.root), "write the tree of", &root)?;
+        let written =
+            at(self.parts.put_tree(self.layer, &self.root, &self.intake.own), "write the tree of", &root)?;
         at(self.parts.dress_upper(self.layer, &self.root.attr), "set the meta of", &root)?;
         let mut usage = self.intake.made;
         usage += written;

@@ -41,7 +41,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "apply",
-        about: "layers into a folder: nothing outside changes, and what was applied verifies and comes back bit for bit",
+        about: "layers into a folder, and into the driver composefs: nothing outside changes, what was applied verifies and comes back bit for bit, and both have the same",
         run: targets::apply::run,
     },
     Target {

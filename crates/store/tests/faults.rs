@@ -406,6 +406,16 @@ fn root_a_full_disk_at_any_point_is_an_error_and_the_store_goes_on_with_btrfs() 
 }
 
 #[test]
+fn root_a_full_disk_at_any_point_is_an_error_and_the_store_goes_on_with_composefs() {
+    if std::env::var_os("VELLUM_TEST_ALL").is_none() {
+        return;
+    }
+    full_disks("root_a_full_disk_at_any_point_is_an_error_and_the_store_goes_on_with_composefs", |fault| {
+        on_the_way_of("composefs", fault).then_some("composefs")
+    });
+}
+
+#[test]
 fn child_with_a_full_disk() {
     let Ok(dir) = std::env::var(CHILD) else { return };
     if dir.contains(':') {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! "VLMTREE1"     magic
-//! count, object* the objects that the layer needs, sorted, 32 bytes each; the count as 8 bytes, little-endian
+//! count, object* the objects that the layer needs or has made, sorted, 32 bytes each; the count as 8 bytes, little-endian
 //! entry          the root (see below)
 //! checksum       XXH3-64 of everything before it
 //!
@@ -21,7 +21,7 @@
 
 use super::{Attr, Content, DEEPEST, Dir, Entry, Leaf, What};
 use crate::digest::Digest;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::sync::Arc;
 use vellum_archive::target::{Node, Time};
@@ -29,9 +29,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"VLMTREE1";
 
-/// The file's bytes.
-pub(crate) fn write(root: &Dir) -> Vec<u8> {
-    let objects = root.objects();
+/// The file's bytes. `others`: objects that are listed, too, although nothing in the tree needs them.
+pub(crate) fn write(root: &Dir, others: &BTreeSet<Digest>) -> Vec<u8> {
+    let mut objects = root.objects();
+    if !others.is_empty() {
+        objects.extend(others);
+        objects.sort_unstable();
+        objects.dedup();
+    }
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(&(objects.len() as u64).to_le_bytes());
     objects.iter().for_each(|digest| out.extend_from_slice(&digest.0));
@@ -330,10 +335,15 @@ mod tests {
     #[test]
     fn plain_what_is_written_is_read() {
         let tree = sample();
-        let bytes = write(&tree);
+        let bytes = write(&tree, &BTreeSet::new());
         let back = read(&bytes).unwrap();
         assert_eq!(*back, tree);
         assert_eq!(objects_in(&mut &bytes[..]).unwrap(), tree.objects());
+        let other = Hasher::of(b"replaced");
+        let with_other = write(&tree, &BTreeSet::from([other, tree.objects()[0]]));
+        assert_eq!(*read(&with_other).unwrap(), tree);
+        let listed = objects_in(&mut &with_other[..]).unwrap();
+        assert!(listed.is_sorted() && listed.contains(&other) && listed.len() == tree.objects().len() + 1);
         let (Some(Entry::Leaf(a)), Some(Entry::Leaf(b))) =
             (back.entries.get(&b"shared"[..]), back.entries.get(&b"again"[..]))
         else {
@@ -344,7 +354,7 @@ mod tests {
 
     #[test]
     fn plain_damage_is_found() {
-        let bytes = write(&sample());
+        let bytes = write(&sample(), &BTreeSet::new());
         for at in 0..bytes.len() {
             assert!(read(&bytes[..at]).is_err(), "cut at {at}");
             let mut flipped = bytes.clone();
@@ -355,7 +365,7 @@ mod tests {
 
     #[test]
     fn plain_a_sound_checksum_over_nonsense_is_no_harm() {
-        let bytes = write(&sample());
+        let bytes = write(&sample(), &BTreeSet::new());
         for at in 0..bytes.len() - 8 {
             for value in [0, 1, 0x7f, 0x80, 0xff, b'd', b'h'] {
                 let mut forged = bytes[..bytes.len() - 8].to_vec();

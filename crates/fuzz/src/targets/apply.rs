@@ -1,7 +1,7 @@
 //! The applier, in a jail.
 //!
 //! Whatever the archive is, nothing outside of the layer's folder changes, and what was made can be removed. If it was applied,
-//! its folder is as its manifest says, and its recipe gives it back bit for bit.
+//! its folder is as its manifest says, and its recipe gives it back bit for bit. Where the driver composefs works, it takes the same ([`super::objects`]).
 
 use crate::choices::Choices;
 use crate::jail::{Jail, jailed, open, told};
@@ -9,7 +9,7 @@ use crate::targets::records::beneath;
 use crate::tars::{Builder, sealed};
 use std::fs::File;
 use std::io::{self, Cursor, Read};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use vellum_archive::XattrForm;
 use vellum_archive::apply::{Applied, ApplyOptions, apply};
@@ -20,15 +20,15 @@ use vellum_archive::tree::Form;
 use vellum_types::{DiffId, Digest};
 
 /// Nothing that takes long is of interest.
-const LIMITS: Limits = Limits { sparse: 1 << 24, ..LIMITS_BASE };
+pub(super) const LIMITS: Limits = Limits { sparse: 1 << 24, ..LIMITS_BASE };
 const LIMITS_BASE: Limits =
     Limits { entries: 1000, header: 1 << 16, xattrs: 1 << 16, extents: 256, total: 1 << 22, sparse: 0 };
 
 /// A layer that was applied.
-struct Layer {
+pub(super) struct Layer {
     tar: Vec<u8>,
-    applied: Applied,
-    manifest: Vec<u8>,
+    pub(super) applied: Applied,
+    pub(super) manifest: Vec<u8>,
 }
 
 fn options(style: Style) -> FolderOptions {
@@ -63,14 +63,23 @@ fn layer(jail: &Jail, tar: Vec<u8>, tree: &Path, style: Style, hash_thread: bool
 
 /// The folder is as the manifests say; `top` is the layer applied last.
 fn verify(manifests: &[&[u8]], tree: &Path, raw: bool, top: &Layer) {
+    report(manifests, open(tree).as_fd(), Form { raw, ..raw_form() }, top);
+}
+
+/// How a layer's own folder is read.
+pub(super) fn raw_form() -> Form {
     let made = options(Style::Overlay);
-    let form = Form { xattrs: made.xattrs, rootless: made.rootless, raw };
+    Form { xattrs: made.xattrs, rootless: made.rootless, raw: true }
+}
+
+/// Panics with what is not as the manifests say.
+pub(super) fn report(manifests: &[&[u8]], tree: BorrowedFd<'_>, form: Form, top: &Layer) {
     let readers: Vec<_> = (manifests.iter())
         .map(|bytes| move || -> io::Result<Box<dyn Read>> { Ok(Box::new(Cursor::new(bytes.to_vec()))) })
         .collect();
     let opens: Vec<manifest::Open<'_>> = readers.iter().map(|read| read as manifest::Open<'_>).collect();
     let mut findings = Vec::new();
-    manifest::verify(&opens, &[], open(tree).as_fd(), form, &mut |finding| findings.push(finding))
+    manifest::verify(&opens, &[], tree, form, &mut |finding| findings.push(finding))
         .expect("what was just written");
     // Links to files of lower layers are made when the layer is joined.
     findings.retain(|finding| {
@@ -104,11 +113,12 @@ pub(crate) fn run(data: &[u8]) {
         let tree = jail.folder("tree");
         if flags & 2 == 0 {
             let tar = tar(&mut choices, program, canary, 64);
-            if let Some(layer) = layer(jail, tar, &tree, Style::Overlay, thread) {
-                check(jail, &layer, &tree);
-                verify(&[&layer.manifest], &tree, true, &layer);
+            let layer = layer(jail, tar.clone(), &tree, Style::Overlay, thread);
+            if let Some(layer) = &layer {
+                check(jail, layer, &tree);
+                verify(&[&layer.manifest], &tree, true, layer);
             }
-            return;
+            return super::objects::same(&tar, layer.as_ref());
         }
         // Two layers in one folder. The first always is a program, or there would be no second.
         let lower = Builder::new(canary).all(&mut choices, usize::from(flags >> 3 & 7));

@@ -6,5 +6,6 @@ pub(crate) mod compressed;
 pub(crate) mod documents;
 pub(crate) mod header;
 pub(crate) mod names;
+mod objects;
 pub(crate) mod records;
 pub(crate) mod whiteout;
