@@ -78,7 +78,19 @@ fn root_docker_makes_fills_and_tells_layers_through_the_socket() {
             assert!(given.status == 200 && given.body.unwrap() == tar);
         }
         let quota = r#"{"ID":"q","Parent":"b","StorageOpt":{"size":"10M"}}"#;
-        assert!(server.fails("GraphDriver.CreateReadWrite", quota).contains("cannot limit"));
+        if has_quota(store) {
+            server.done("GraphDriver.CreateReadWrite", quota);
+            let got = server.done("GraphDriver.Get", &layer("q", ""));
+            let big = Path::new(got["Dir"].as_str().unwrap()).join("big");
+            let error = std::fs::write(big, vec![1; 20 << 20]).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::QuotaExceeded);
+            server.done("GraphDriver.Put", &layer("q", ""));
+            let facts = server.done("GraphDriver.GetMetadata", &layer("q", ""));
+            assert_eq!(facts["Metadata"]["Size limit"], (10 << 20).to_string(), "{facts}");
+            server.done("GraphDriver.Remove", &layer("q", ""));
+        } else {
+            assert!(server.fails("GraphDriver.CreateReadWrite", quota).contains("cannot limit"));
+        }
         server.done("GraphDriver.CreateReadWrite", &layer("c-init", "b"));
         server.done("GraphDriver.CreateReadWrite", &layer("c", "c-init"));
         let got = server.done("GraphDriver.Get", &layer("c", ""));

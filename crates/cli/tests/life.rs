@@ -53,6 +53,42 @@ fn root_a_container_lives() {
 }
 
 #[test]
+fn root_a_container_with_a_size_cannot_outgrow_it_where_the_driver_can_see_to_that() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    for driver in drivers("root_a_container_with_a_size_cannot_outgrow_it_where_the_driver_can_see_to_that") {
+        let store = Store::with_images(driver);
+        let create = "create --name c --storage-opt size=20M base:1";
+        if driver != "btrfs" {
+            assert!(store.words(create).fails(8).contains("no storage option 'size'"));
+            continue;
+        }
+        store.words(create).ok();
+        let write = |name: &str, mib: usize| {
+            let root = PathBuf::from(store.words("mount c").ok());
+            let written = std::fs::write(root.join(name), vec![1; mib << 20]);
+            store.words("umount c").ok();
+            written.map_err(|error| error.kind())
+        };
+        let full = Err(std::io::ErrorKind::QuotaExceeded);
+        write("small", 10).unwrap();
+        store.words("snapshot c one").ok();
+        assert_eq!(write("big", 20), full);
+        store.words("rollback c").ok();
+        assert_eq!(write("big", 20), full, "the limit stays when a container goes back to a save point");
+        assert!(store.words("info").ok().contains(" Quotas: "));
+        assert_eq!(store.words("check").ok(), "The store is sound.");
+        store.words("commit c of-c:1").ok();
+        store.words("rm c").ok();
+        store.words("create --name c of-c:1").ok();
+        write("big", 40).unwrap();
+        let refused = store.words("create --storage-opt size=much base:1").fails(2);
+        assert!(refused.contains("'much'"), "{refused}");
+    }
+}
+
+#[test]
 fn root_exit_codes_are_as_documented() {
     if !is_root() {
         skip!("needs root");

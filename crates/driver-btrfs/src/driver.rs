@@ -1,6 +1,7 @@
 //! The trait's methods.
 
 use crate::changes::{self, Changes};
+use crate::limit;
 use crate::room::{self, Outcome, with_room};
 use crate::subvolume;
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -14,84 +15,20 @@ use vellum_archive::target::{Joints, Target, Usage};
 use vellum_archive::tree::{self, Form};
 use vellum_driver::home::{self, Home, Record};
 use vellum_driver::{
-    Ability, Capabilities, Changed, CreateSpec, DiffSink, Driver, DriverConfig, Error, ErrorKind, Factory,
-    Kind, LayerInfo, MountOptions, MountPlan, Probe, ProbeEnvironment, Result, Support, Views, generic_diff,
-    narrowed_diff,
+    Ability, Capabilities, Changed, CreateSpec, DiffSink, Driver, DriverConfig, Error, ErrorKind, Kind,
+    LayerInfo, MountOptions, MountPlan, Result, Support, Views, generic_diff, narrowed_diff,
 };
 use vellum_sys::btrfs;
 use vellum_sys::file::open_folder;
 use vellum_sys::fsinfo::FileSystem;
-use vellum_types::LayerId;
+use vellum_types::{LayerId, Size};
 
 const TREE: &str = "tree";
 const SINCE: &str = "since";
+const SIZE: &str = "size";
 const RECORD: &str = "info";
 /// There is no limit but the caller's patience.
 const NO_LIMIT: u64 = LayerId::MAX as u64;
-
-/// Makes and probes the btrfs driver.
-#[derive(Debug, Clone, Copy)]
-pub struct BtrfsFactory;
-
-/// The btrfs driver, for a table of drivers.
-pub static FACTORY: BtrfsFactory = BtrfsFactory;
-
-impl Factory for BtrfsFactory {
-    fn name(&self) -> &'static str {
-        "btrfs"
-    }
-
-    fn summary(&self) -> &'static str {
-        "snapshots of btrfs subvolumes: first writes copy blocks, and changes are read off the file system's trees; containers share no page cache"
-    }
-
-    fn probe(&self, environment: &ProbeEnvironment<'_>) -> Probe {
-        let root = environment.root;
-        let file_system = FileSystem::at(root).map_or("unknown", |fs| fs.name);
-        let facts = vec![("backing file system".to_owned(), file_system.to_owned())];
-        let no = |reason: String, hint: &str| (false, reason, Some(hint.to_owned()));
-        let (usable, reason, hint) = if environment.rootless {
-            no(
-                "subvolumes are made and searched with privileges of the host".into(),
-                "run it as root, or use overlay",
-            )
-        } else if file_system != "btrfs" {
-            no(
-                format!("{} is on {file_system}, and the driver needs btrfs", root.display()),
-                "put the store on a btrfs file system",
-            )
-        } else {
-            match try_subvolume(root) {
-                Ok(()) => (
-                    true,
-                    format!("btrfs at {} makes snapshots and lets its trees be searched", root.display()),
-                    None,
-                ),
-                Err(error) => no(
-                    format!("{} does not let subvolumes be made and searched: {error}", root.display()),
-                    "it needs root with all privileges on the host",
-                ),
-            }
-        };
-        Probe { driver: self.name().into(), usable, works_fully: usable, reason, hint, facts }
-    }
-
-    fn open(&self, home: &Path, config: DriverConfig) -> Result<Box<dyn Driver>> {
-        Ok(Box::new(Btrfs::open(home, config)?))
-    }
-}
-
-/// Makes a subvolume, looks into it and removes it.
-fn try_subvolume(root: &Path) -> std::io::Result<()> {
-    let folder = open_folder(rustix::fs::CWD, root)?;
-    let random = vellum_sys::random::bytes::<8>()?;
-    let name = format!(".probe-{:016x}", u64::from_le_bytes(random));
-    btrfs::create(&folder, OsStr::new(&name))?;
-    let looked = tree::open_dir(folder.as_fd(), OsStr::new(&name))
-        .and_then(|made| changes::usage_since(made.as_fd(), 0).map(drop));
-    btrfs::destroy(&folder, OsStr::new(&name))?;
-    looked
-}
 
 /// The btrfs driver. See the crate's documentation.
 #[derive(Debug)]
@@ -153,32 +90,70 @@ impl Btrfs {
             let gone = rustix::fs::unlinkat(folder, SINCE, AtFlags::empty());
             gone.map_err(|error| Error::system("copy", error).layer(to))?;
         }
+        if let Some(size) = self.number(from, SIZE)? {
+            write_number(folder, SIZE, size)
+                .and_then(|()| limit::share(self.home.dir(), source.as_fd(), copy.as_fd()))
+                .map_err(|error| Error::system("limit the copy's size", error).layer(to))?;
+        }
         Ok(())
     }
 
     fn write_since(&self, folder: &OwnedFd, since: u64) -> std::io::Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(folder, SINCE, flags, Mode::RUSR | Mode::WUSR)?;
-        std::fs::File::from(file).write_all(format!("{since} {since}\n").as_bytes())
+        write_number(folder, SINCE, since)
     }
 
     /// From which generation on the layer differs from its parent; `None` where that is not known: a power cut took it, it rotted,
     /// or the tree was brought here from another file system, whose generations are others.
     fn since(&self, id: LayerId) -> Result<Option<u64>> {
-        let failed = |error: std::io::Error| Error::system("read when it was made", error).layer(id);
-        let Some(folder) = self.home.folder(id)? else { return Ok(None) };
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let mut text = Vec::new();
-        match rustix::fs::openat(&folder, SINCE, flags, Mode::empty()) {
-            Ok(file) => std::fs::File::from(file).take(64).read_to_end(&mut text).map_err(failed)?,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(failed(error.into())),
-        };
-        let Some(since) = parse_since(&text) else { return Ok(None) };
+        let Some(since) = self.number(id, SINCE)? else { return Ok(None) };
         let tree = self.home.open_part(id, TREE)?;
-        let made = btrfs::info(&tree).map_err(failed)?.made;
+        let made =
+            btrfs::info(&tree).map_err(|error| Error::system("read when it was made", error).layer(id))?.made;
         // One that is too early only costs time; one that is too late would hide changes.
         Ok((since <= made + 1).then_some(since))
+    }
+
+    /// The number in a file of the layer; `None` where there is none that is sound.
+    fn number(&self, id: LayerId, name: &str) -> Result<Option<u64>> {
+        let Some(folder) = self.home.folder(id)? else { return Ok(None) };
+        read_number(&folder, name).map_err(|error| Error::system(format!("read {name}"), error).layer(id))
+    }
+
+    /// Deletes the tree in a layer's folder, wherever that is now.
+    fn delete_tree(&self, folder: &OwnedFd) -> Result<()> {
+        let failed = |error| Error::system("raise the size limit for the deletion", error);
+        let name = OsStr::new(TREE);
+        let loosened = match (read_number(folder, SIZE), tree::open_dir(folder.as_fd(), name)) {
+            (Ok(Some(size)), Ok(tree)) => {
+                Some(limit::loosen(self.home.dir(), tree.as_fd(), size).map_err(failed)?)
+            }
+            _ => None,
+        };
+        let deleted = subvolume::delete(folder.as_fd(), name);
+        if let Some(loosened) = loosened {
+            limit::tighten(self.home.dir(), &loosened).map_err(failed)?;
+        }
+        deleted
+    }
+
+    /// Limits what may be written to a new layer.
+    fn limit(&self, id: LayerId, folder: &OwnedFd, size: Size) -> Result<()> {
+        let failed = |error| Error::system("limit the size", error).layer(id);
+        write_number(folder, SIZE, size.bytes()).map_err(failed)?;
+        let tree = self.home.open_part(id, TREE)?;
+        limit::impose(self.home.dir(), tree.as_fd(), size.bytes()).map_err(failed)
+    }
+
+    /// Says when the limit that the layer was made with is not kept.
+    fn check_limit(&self, id: LayerId, record: &Record, tree: &OwnedFd) -> Result<Option<String>> {
+        let Some(size) = self.number(id, SIZE)?.filter(|_| record.kind == Kind::Active) else {
+            return Ok(None);
+        };
+        let limited = limit::of(tree.as_fd())
+            .map_err(|error| Error::system("look at the size limit", error).layer(id))?;
+        Ok(limited.is_none().then(|| {
+            format!("its size limit of {size} bytes is not kept: somebody switched quotas off, or took its quota group away")
+        }))
     }
 
     /// Takes back what could not be made.
@@ -211,10 +186,48 @@ fn first_own_generation(tree: &OwnedFd, is_snapshot: bool) -> std::io::Result<u6
     Ok(if is_snapshot { btrfs::info(tree)?.made + 1 } else { 0 })
 }
 
-/// What the file `since` says, if nothing is wrong with it: the number stands there twice.
-fn parse_since(text: &[u8]) -> Option<u64> {
+fn write_number(folder: &OwnedFd, name: &str, number: u64) -> std::io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(folder, name, flags, Mode::RUSR | Mode::WUSR)?;
+    std::fs::File::from(file).write_all(format!("{number} {number}\n").as_bytes())
+}
+
+/// `None` where there is no such file, or none that is sound.
+fn read_number(folder: &OwnedFd, name: &str) -> std::io::Result<Option<u64>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let mut text = Vec::new();
+    match rustix::fs::openat(folder, name, flags, Mode::empty()) {
+        Ok(file) => std::fs::File::from(file).take(64).read_to_end(&mut text)?,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(parse_number(&text))
+}
+
+/// What a file of [`write_number`] says, if nothing is wrong with it: the number stands there twice.
+fn parse_number(text: &[u8]) -> Option<u64> {
     let (one, other) = std::str::from_utf8(text).ok()?.strip_suffix('\n')?.split_once(' ')?;
     (one == other).then(|| one.parse().ok())?
+}
+
+/// The size limit that storage options ask for.
+fn size_of(id: LayerId, spec: &CreateSpec<'_>) -> Result<Option<Size>> {
+    let fail = |kind, reason| Err(Error::new(kind, "create", reason).layer(id));
+    let mut size = None;
+    for (name, value) in spec.options {
+        if name != "size" {
+            let reason = format!("btrfs has no storage option '{}'", name.escape_debug());
+            return fail(ErrorKind::Unsupported, reason);
+        }
+        match value.parse::<Size>() {
+            Ok(parsed) => size = Some(parsed),
+            Err(error) => return fail(ErrorKind::Invalid, format!("storage option size: {error}")),
+        }
+    }
+    if spec.view && size.is_some() {
+        return fail(ErrorKind::Invalid, "a view takes no room that could be limited".into());
+    }
+    Ok(size)
 }
 
 fn capabilities() -> Capabilities {
@@ -222,7 +235,7 @@ fn capabilities() -> Capabilities {
     Capabilities::new()
         .with(Ability::InstantCreate, Support::Yes, "a snapshot costs the same whatever the tree's size")
         .with(Ability::NativeDiff, Support::Yes, "changes are read off the file system's trees")
-        .with(Ability::Quota, Support::No, "quota groups are not used")
+        .with(Ability::Quota, Support::Yes, "quotas of btrfs, switched on by the first layer with a size")
         .with(Ability::Reflink, Support::Yes, "btrfs shares blocks")
         .with(Ability::Rootless, Support::No, "subvolumes are searched with privileges of the host")
         .with(Ability::MaxLayers, Support::Limit(NO_LIMIT), "a mount is one subvolume however long the chain")
@@ -263,14 +276,12 @@ impl Driver for Btrfs {
         ];
         let failed = |error| Error::system("look how the devices are set aside", error);
         facts.extend(room::status(self.home.dir()).map_err(failed)?);
+        facts.push(("Quotas".to_owned(), limit::status(self.home.dir()).map_err(failed)?));
         Ok(facts)
     }
 
     fn create(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()> {
-        if let Some((name, _)) = spec.options.first() {
-            let reason = format!("btrfs has no storage option '{}'", name.escape_debug());
-            return Err(Error::new(ErrorKind::Unsupported, "create", reason).layer(id));
-        }
+        let size = size_of(id, spec)?;
         let record = self.record_of(spec)?;
         if spec.view && spec.parent.is_none() {
             return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));
@@ -278,7 +289,8 @@ impl Driver for Btrfs {
         with_room(self.home.dir(), || {
             let folder = self.home.make(id)?;
             let made = if spec.view { Ok(()) } else { self.make_tree(id, &folder, spec.parent, None) };
-            made.and_then(|()| self.home.write_record(id, &record)).inspect_err(|_| self.take_back(id))
+            let limited = made.and_then(|()| size.map_or(Ok(()), |size| self.limit(id, &folder, size)));
+            limited.and_then(|()| self.home.write_record(id, &record)).inspect_err(|_| self.take_back(id))
         })
     }
 
@@ -335,11 +347,20 @@ impl Driver for Btrfs {
         }
         let tree = self.home.open_part(id, TREE)?;
         let record = Record { kind: Kind::Committed, ..record };
+        let failed = |error: std::io::Error| Error::system("commit", error).layer(id);
+        let is_limited = self.number(id, SIZE)?.is_some();
+        if is_limited {
+            // Before anything is written: it may be full up to the limit.
+            limit::lift(self.home.dir(), tree.as_fd()).map_err(failed)?;
+        }
         with_room(self.home.dir(), || {
             subvolume::flatten(tree.as_fd()).map_err(|error| error.layer(id))?;
-            btrfs::set_read_only(&tree, true).map_err(|error| Error::system("commit", error).layer(id))?;
+            btrfs::set_read_only(&tree, true).map_err(failed)?;
             self.home.write_record(id, &record)
         })?;
+        if let (true, Some(folder)) = (is_limited, self.home.folder(id)?) {
+            rustix::fs::unlinkat(&folder, SIZE, AtFlags::empty()).map_err(|error| failed(error.into()))?;
+        }
         Ok(Changed::Yes)
     }
 
@@ -358,7 +379,7 @@ impl Driver for Btrfs {
             // A disk too full for a new name: the subvolume itself goes here and now, and makes room.
             Err(error) if error.kind != ErrorKind::InUse => {
                 let Some(folder) = self.home.folder(id)? else { return Err(error) };
-                subvolume::delete(folder.as_fd(), OsStr::new(TREE)).map_err(|error| error.layer(id))?;
+                self.delete_tree(&folder).map_err(|error| error.layer(id))?;
                 self.home.remove(id, trash)
             }
             result => result,
@@ -370,14 +391,23 @@ impl Driver for Btrfs {
     }
 
     fn purge(&self, trashed: &Path) -> Result<Vec<LayerId>> {
-        match open_folder(rustix::fs::CWD, trashed) {
-            Ok(folder) => subvolume::delete(folder.as_fd(), OsStr::new(TREE))?,
+        let failed = |error| Error::system(format!("delete {}", trashed.display()), error);
+        let folder = match open_folder(rustix::fs::CWD, trashed) {
+            Ok(folder) => folder,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => {
-                return Err(Error::system(format!("delete {}", trashed.display()), error));
-            }
-        }
+            Err(error) => return Err(failed(error)),
+        };
+        let counted = subvolume::counted(folder.as_fd(), OsStr::new(TREE)).map_err(failed)?;
+        self.delete_tree(&folder)?;
+        limit::forget(self.home.dir(), &counted).map_err(failed)?;
         home::purge(trashed).map(|()| Vec::new())
+    }
+
+    fn purges_only_the_folder(&self, trashed: &Path) -> bool {
+        // What quotas keep goes after the kernel has deleted the last block, which is not to be waited for.
+        let counted = open_folder(rustix::fs::CWD, trashed)
+            .and_then(|folder| subvolume::counted(folder.as_fd(), OsStr::new(TREE)));
+        counted.is_ok_and(|counted| counted.is_empty())
     }
 
     fn make_room(&self) -> Result<u64> {
@@ -408,8 +438,18 @@ impl Driver for Btrfs {
 
     fn metadata(&self, id: LayerId) -> Result<Vec<(String, String)>> {
         let record = self.home.must("inspect", id)?;
-        let tree = self.home.part(self.tree_of(id, &record), TREE);
-        Ok(vec![("Dir".into(), tree.display().to_string())])
+        let of = self.tree_of(id, &record);
+        let mut facts = vec![("Dir".to_owned(), self.home.part(of, TREE).display().to_string())];
+        if of == id && self.number(id, SIZE)?.is_some() {
+            let tree = self.home.open_part(id, TREE)?;
+            let limited = limit::of(tree.as_fd())
+                .map_err(|error| Error::system("look at the size limit", error).layer(id))?;
+            if let Some(limited) = limited {
+                facts.push(("Size limit".to_owned(), limited.most.to_string()));
+                facts.push(("Size counted".to_owned(), limited.taken.to_string()));
+            }
+        }
+        Ok(facts)
     }
 
     fn as_dyn(&self) -> &dyn Driver {
@@ -481,7 +521,7 @@ impl Driver for Btrfs {
                 Ok(false) if record.kind == Kind::Committed => {
                     findings.push("its subvolume can be written, and it is committed".into());
                 }
-                Ok(_) => {}
+                Ok(_) => findings.extend(self.check_limit(id, &record, &tree)?),
             },
             Err(error) if matches!(error.kind, ErrorKind::Damaged | ErrorKind::NotFound) => {
                 findings.push("its tree is missing".into());

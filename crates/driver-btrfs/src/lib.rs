@@ -9,6 +9,7 @@
 //!     <id>/          0700, a layer
 //!       tree/        a subvolume: its whole tree; read-only when it is committed
 //!       since        the generation from which on `tree` differs from the parent's, as a decimal number, twice
+//!       size         of an active layer with a size limit: the limit in bytes, twice
 //!       info         `active c`: what the layer is, and its parent
 //! ```
 //!
@@ -19,7 +20,7 @@
 //! # Algorithms
 //!
 //! *create*: 1. make `<id>` (who makes it owns the id); 2. snapshot the parent's `tree`, or make an empty subvolume; 3. write `since` (the generation
-//! after that in which the snapshot was made) and `info`: the layer is there. *commit*: subvolumes that were made inside become folders (below); the read-only flag is set;
+//! after that in which the snapshot was made) and `info`: the layer is there. *commit*: subvolumes that were made inside become folders (below); the read-only flag is set, a size limit lifted;
 //! `info` is replaced. *copy*: a snapshot, which has the `since` of what it is of. *remove*: rename `<id>` into the trash. *purge*: the subvolumes inside of
 //! `tree` are destroyed, the innermost first, then `tree`, then the folder; the kernel gives the space back in the background.
 //!
@@ -28,6 +29,12 @@
 //! are walked.
 //!
 //! *usage* is counted in the same search: extents that were written since, each once, and inodes that were made since.
+//!
+//! # Size limits
+//!
+//! A layer made with the storage option `size` is limited by btrfs' quotas, which the first such layer switches on (module `limit` says how and why, and what becomes of the
+//! groups). `metadata` tells the limit and what is counted, `check` finds a limit that is not kept any more. [`usage`](vellum_driver::Driver::usage) is read off the trees also then:
+//! quotas count no inodes, and full ones not before a scan.
 //!
 //! # Subvolumes inside
 //!
@@ -47,7 +54,10 @@
 
 mod changes;
 mod driver;
+mod factory;
+mod limit;
 mod room;
 mod subvolume;
 
-pub use driver::{Btrfs, BtrfsFactory, FACTORY};
+pub use driver::Btrfs;
+pub use factory::{BtrfsFactory, FACTORY};

@@ -1,5 +1,6 @@
 //! Subvolumes inside of subvolumes.
 
+use crate::limit;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -54,6 +55,18 @@ pub(crate) fn roots_inside(root: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
         found.push(opened);
     }
     Ok(found)
+}
+
+/// The numbers of the subvolume `name` of the folder and of those inside, if quotas keep groups for them; none where there is no such subvolume.
+pub(crate) fn counted(folder: BorrowedFd<'_>, name: &OsStr) -> io::Result<Vec<u64>> {
+    match tree::open_dir(folder, name) {
+        Ok(root) if btrfs::is_read_only(&root).is_ok() => {
+            limit::counted(root.as_fd(), &roots_inside(root.as_fd())?)
+        }
+        Ok(_) => Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Deletes the subvolume `name` of the folder with all that are inside of it. One that is not there is fine; a plain folder is deleted as such.

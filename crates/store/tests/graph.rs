@@ -66,7 +66,7 @@ fn root_layers_come_back_bit_for_bit_and_containers_lie_on_them() {
             assert_eq!(diff(&graph, &ids[number], parent), *tar, "layer {number}");
         }
         let top = ids.last().map(String::as_str);
-        graph.create("c-init", top, &[("size".into(), "1G".into())]).unwrap_err();
+        graph.create("c-init", top, &[("inodes".into(), "9".into())]).unwrap_err();
         graph.create("c-init", top, &[]).unwrap();
         let path = graph.get("c-init", None).unwrap();
         std::fs::write(path.join("etc/hosts"), b"").unwrap();

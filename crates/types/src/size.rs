@@ -4,7 +4,7 @@ use crate::ParseError;
 use std::fmt;
 use std::str::FromStr;
 
-/// A number of bytes, at least one. Written as a number, possibly with `k`, `M`, `G` or `T`, which are powers of 1024 whatever follows (`10G`, `10GiB`, `10gb`):
+/// A number of bytes, at least one. Written as a number, possibly with `k`, `M`, `G` or `T`, which are powers of 1024 whatever follows (`10G`, `10Gi`, `10GiB`, `10gb`):
 /// so docker, Kubernetes and containerd's labels have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Size(u64);
@@ -29,7 +29,7 @@ impl FromStr for Size {
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let wrong = |reason| ParseError::new("size", text, reason);
         let lower = text.trim().to_ascii_lowercase();
-        let short = lower.strip_suffix("ib").or_else(|| lower.strip_suffix('b')).unwrap_or(&lower);
+        let short = ["ib", "i", "b"].iter().find_map(|end| lower.strip_suffix(end)).unwrap_or(&lower);
         let units = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
         let (number, shift) = units
             .iter()
@@ -61,6 +61,7 @@ mod tests {
             ("7kb", 7 << 10),
             ("5m", 5 << 20),
             ("10GiB", 10 << 30),
+            ("3Gi", 3 << 30),
             (" 12b ", 12),
         ] {
             assert_eq!(text.parse::<Size>().map(Size::bytes), Ok(wanted), "{text}");

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Request};
 use vellum_store::{Floor, OpenOptions, Store};
+use vellum_testkit::scratch::{Kind, Scratch};
 
 struct Served {
     service: Service,
@@ -41,13 +42,7 @@ fn each(test: &str, work: impl AsyncFn(&Served)) {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for driver in ["overlay", "vfs"] {
-        let dir = tempfile::tempdir().unwrap();
-        let options = options(dir.path(), driver);
-        let store = Arc::new(Store::open(&options).unwrap());
-        let door = Door::new(DoorKind::Containerd, dir.path());
-        let service = Service::new(store, &door, Metrics::new().meter("test"));
-        let served = Served { service, dir, options };
-        runtime.block_on(work(&served));
+        runtime.block_on(work(&Served::new(tempfile::tempdir().unwrap(), driver)));
     }
 }
 
@@ -74,6 +69,14 @@ fn commit(name: &str, key: &str, parent: &str) -> Request<CommitSnapshotRequest>
 }
 
 impl Served {
+    fn new(dir: tempfile::TempDir, driver: &str) -> Self {
+        let options = options(dir.path(), driver);
+        let store = Arc::new(Store::open(&options).unwrap());
+        let door = Door::new(DoorKind::Containerd, dir.path());
+        let service = Service::new(store, &door, Metrics::new().meter("test"));
+        Self { service, dir, options }
+    }
+
     async fn names(&self, filters: &[&str]) -> Vec<String> {
         let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
         let request = ListSnapshotsRequest { snapshotter: String::new(), filters };
@@ -162,6 +165,27 @@ fn root_each_refusal_has_its_status() {
         }
         assert_eq!(served.names(&[]).await, [""; 0]);
     });
+}
+
+#[test]
+fn loop_the_label_max_size_limits_a_snapshot_where_the_driver_can() {
+    let scratch = match Scratch::new(Kind::Btrfs) {
+        Ok(scratch) => scratch,
+        Err(error) => vellum_testkit::skip!("{error}"),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let served = Served::new(tempfile::tempdir_in(scratch.path()).unwrap(), "btrfs");
+        for (key, size) in [("limited", Some("20Mi")), ("unlimited", None)] {
+            let labels: Vec<_> =
+                size.map(|size| ("containerd.io/snapshot/max-size", size)).into_iter().collect();
+            let made = served.service.prepare(prepare(key, "", &labels)).await.unwrap().into_inner();
+            let written = std::fs::write(Path::new(&made.mounts[0].source).join("file"), vec![1; 30 << 20]);
+            let full = written.is_err_and(|error| error.kind() == std::io::ErrorKind::QuotaExceeded);
+            assert_eq!(full, size.is_some(), "{key}");
+        }
+    });
+    scratch.close().unwrap();
 }
 
 #[test]

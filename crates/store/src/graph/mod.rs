@@ -112,15 +112,15 @@ impl Graph<'_> {
     fn check_options(&self, id: &str, options: &[(String, String)]) -> Result<()> {
         let driver = &self.store().driver;
         for (name, _) in options {
-            let reason = match (name.as_str(), driver.capabilities().get(Ability::Quota)) {
-                ("size", Some(quota)) if driver.capabilities().has(Ability::Quota) => {
-                    let _ = quota;
-                    continue;
-                }
-                ("size", quota) => format!(
+            let reason = match name.as_str() {
+                "size" if driver.capabilities().has(Ability::Quota) => continue,
+                "size" => format!(
                     "the driver '{}' cannot limit a layer's size here: {}",
                     driver.name(),
-                    quota.map_or("it has no quota", |quota| &quota.reason)
+                    driver
+                        .capabilities()
+                        .get(Ability::Quota)
+                        .map_or("it has no quota", |quota| &quota.reason)
                 ),
                 _ => format!("there is no storage option '{}'", name.escape_debug()),
             };

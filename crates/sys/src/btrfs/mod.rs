@@ -3,6 +3,7 @@
 //! Structures and numbers are those of `include/uapi/linux/btrfs.h` and `btrfs_tree.h`. All of this needs privileges of the host.
 
 pub mod chunks;
+pub mod quota;
 
 use rustix::ioctl::{Getter, NoArg, Opcode, Setter, Updater, ioctl, opcode};
 use std::ffi::{OsStr, OsString};
@@ -40,6 +41,8 @@ pub mod item {
     pub const INODE_EXTREF: u32 = 13;
     /// A piece of a file.
     pub const EXTENT_DATA: u32 = 108;
+    /// A tree.
+    pub const ROOT: u32 = 132;
     /// A subvolume in another; the offset is the inner one.
     pub const ROOT_REF: u32 = 156;
 }
