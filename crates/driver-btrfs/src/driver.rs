@@ -411,7 +411,10 @@ impl Driver for Btrfs {
     }
 
     fn make_room(&self) -> Result<u64> {
-        match room::make(self.home.dir(), true) {
+        let home = self.home.dir();
+        room::await_deletions(home)
+            .map_err(|error| Error::system("wait for subvolumes to be deleted", error))?;
+        match room::make(home, true) {
             Ok(Outcome::Freed(bytes)) => Ok(bytes),
             Ok(Outcome::NotThis | Outcome::Stuck) => Ok(0),
             Err(error) => Err(Error::system("balance chunks that are used little", error)),

@@ -38,9 +38,18 @@
 //!
 //! # Subvolumes inside
 //!
-//! A container with privileges can make subvolumes in its root (docker in docker does). A snapshot would show them as empty folders, so what is in them would be lost
-//! to children, copies and commits. They are found in the tree of roots; a commit puts a folder with the same content (by reflink) in their place, and a
-//! copy does so in the copy. Removal destroys them.
+//! A container with privileges can make subvolumes in its root (docker in docker does), in each other, and read-only ones. A snapshot would show them as empty folders, so what is
+//! in them would be lost to children, copies and commits. They are found in the tree of roots.
+//!
+//! - *diff* and *usage* tell what is in them as they tell any new folder: an archive, and so an image, never knows of subvolumes.
+//! - *commit* puts a folder with the same content (by reflink) in the place of each, and *copy* does so in the copy. Both do as long as what is inside has files, not as long as it is big.
+//! - *remove* and *purge* delete them, the innermost first.
+//!
+//! # Power cuts
+//!
+//! The kernel deletes a subvolume in its next transaction, within half a minute; a power cut before that brings it back. That is nothing lost: what removes a layer has the catalog on the
+//! disk before it says so, and what the catalog does not name is garbage, which the sweep at the next boot finds in the home or in the trash and removes again. So no
+//! removal waits for a transaction of the file system. `gc` does, in the end: when it returns, the space is back.
 //!
 //! # What can go wrong
 //!

@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, FlockOperation, XattrFlags};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 use vellum_driver::{Error, ErrorKind, Result};
 use vellum_sys::btrfs;
 use vellum_sys::btrfs::chunks::{self, Allocation, Chunks, Share};
@@ -90,6 +91,21 @@ pub(crate) fn make(home: BorrowedFd<'_>, only_if_short: bool) -> io::Result<Outc
     let freed = now.unallocated.saturating_sub(before.unallocated);
     keep_reserve(home);
     Ok(if freed > 0 { Outcome::Freed(freed) } else { Outcome::Stuck })
+}
+
+/// How long a clean-up waits for the kernel. A file of a subvolume that is still open somewhere can hold it up for ever.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits until the kernel has deleted what subvolumes that were destroyed took.
+pub(crate) fn await_deletions(home: BorrowedFd<'_>) -> io::Result<()> {
+    // Also wakes the kernel's cleaner.
+    btrfs::sync(home)?;
+    let begin = Instant::now();
+    while btrfs::is_deleting(home)? && begin.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // What was deleted is free after the transaction in which it was.
+    btrfs::sync(home)
 }
 
 /// Makes the reserve if there is none. Where there is no room for it, it is made another time.

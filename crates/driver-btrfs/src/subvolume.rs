@@ -1,7 +1,7 @@
 //! Subvolumes inside of subvolumes.
 
 use crate::limit;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, RenameFlags, ResolveFlags};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -91,28 +91,50 @@ pub(crate) fn delete(folder: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     btrfs::destroy(folder, name).map_err(failed)
 }
 
-/// Puts folders with the same content in the place of the subvolumes inside. A name for the folder in the making: no archive can hold it twice.
+/// The name of a folder that is to take a subvolume's place, while it is made.
+const IN_THE_MAKING: &[u8] = b".vellum-flat";
+
+/// Puts folders with the same content in the place of the subvolumes inside, be they read-only; what lies in those again is copied with them.
+///
+/// 1. The folder is made beside the subvolume. One that an earlier, interrupted commit began goes first.
+/// 2. Both change their names, at once.
+/// 3. The subvolume is deleted. One that an interrupted commit left is known by its name, and by the folder that has its place.
 pub(crate) fn flatten(root: BorrowedFd<'_>) -> Result<()> {
     for inner in inside(root).map_err(failed("list the subvolumes of", OsStr::new("/")))? {
         let failed = failed("make a folder of the subvolume", &inner.name);
         let folder = open_below(root, &inner.folder).map_err(failed)?;
         let before = rustix::fs::fstat(&folder).map_err(|error| failed(error.into()))?;
-        let source = tree::open_dir(folder.as_fd(), &inner.name).map_err(failed)?;
-        flatten(source.as_fd())?;
-        let fresh =
-            [inner.name.as_bytes().get(..200).unwrap_or(inner.name.as_bytes()), b".vellum-flat"].concat();
-        let fresh = OsStr::from_bytes(&fresh);
-        // A copy that an earlier, interrupted commit began.
-        tree::remove(folder.as_fd(), fresh)?;
-        rustix::fs::mkdirat(&folder, fresh, Mode::RWXU).map_err(|error| failed(error.into()))?;
-        let copy = tree::open_dir(folder.as_fd(), fresh).map_err(failed)?;
-        tree::copy(source.as_fd(), copy.as_fd(), CopyOptions { skip_devices: false })?;
-        drop(source);
-        delete(folder.as_fd(), &inner.name)?;
-        rustix::fs::renameat(&folder, fresh, &folder, &inner.name).map_err(|error| failed(error.into()))?;
+        if has_its_place_taken(folder.as_fd(), &inner.name).map_err(failed)? {
+            delete(folder.as_fd(), &inner.name)?;
+        } else {
+            let name = inner.name.as_bytes();
+            // Together they must not be longer than a name can be.
+            let fresh = [name.get(..255 - IN_THE_MAKING.len()).unwrap_or(name), IN_THE_MAKING].concat();
+            let fresh = OsStr::from_bytes(&fresh);
+            tree::remove(folder.as_fd(), fresh)?;
+            rustix::fs::mkdirat(&folder, fresh, Mode::RWXU).map_err(|error| failed(error.into()))?;
+            let source = tree::open_dir(folder.as_fd(), &inner.name).map_err(failed)?;
+            let copy = tree::open_dir(folder.as_fd(), fresh).map_err(failed)?;
+            tree::copy(source.as_fd(), copy.as_fd(), CopyOptions { skip_devices: false })?;
+            rustix::fs::renameat_with(&folder, fresh, &folder, &inner.name, RenameFlags::EXCHANGE)
+                .map_err(|error| failed(error.into()))?;
+            delete(folder.as_fd(), fresh)?;
+        }
         keep_times(&folder, &before).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Whether the subvolume has given its name to a folder already.
+fn has_its_place_taken(folder: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
+    let Some(place) = name.as_bytes().strip_suffix(IN_THE_MAKING) else { return Ok(false) };
+    match tree::open_dir(folder, OsStr::from_bytes(place)) {
+        // A subvolume of the container's own that only has such a name, beside another.
+        Ok(folder) => Ok(btrfs::is_read_only(&folder).is_err()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Fills the empty folders that a snapshot has in the place of the subvolumes inside of what it is of.

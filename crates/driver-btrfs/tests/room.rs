@@ -74,10 +74,14 @@ fn fill_metadata(root: &Path) {
     panic!("fifteen gigabytes of attributes fit");
 }
 
+fn open(scratch: &Scratch) -> Btrfs {
+    let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+    Btrfs::open(&scratch.path().join("home"), config).unwrap()
+}
+
 fn full_of_the_wrong_kind() -> Result<(Scratch, Btrfs), Unavailable> {
     let scratch = Scratch::sized(Kind::Btrfs, 256)?;
-    let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
-    let driver = Btrfs::open(&scratch.path().join("home"), config).unwrap();
+    let driver = open(&scratch);
     driver.create(id(1), &CreateSpec::default()).unwrap();
     fs::write(driver.home().join("1/tree/file"), "x").unwrap();
     let _ = driver.commit(id(1), None, &Joints::default()).unwrap();
@@ -131,5 +135,40 @@ fn loop_a_balance_makes_room_for_a_container_where_only_chunks_of_data_have_some
     assert!(fact(&driver, "Shortage").is_some());
     assert!(driver.make_room().unwrap() > 0);
     assert_eq!(fact(&driver, "Shortage"), None);
+    scratch.close().unwrap();
+}
+
+#[test]
+fn loop_after_gc_the_space_of_what_was_removed_is_back() {
+    let scratch = match Scratch::sized(Kind::Btrfs, 512) {
+        Ok(scratch) => scratch,
+        Err(Unavailable::Missing(reason)) => skip!("{reason}"),
+        Err(error) => panic!("{error}"),
+    };
+    let free = || {
+        let space = rustix::fs::statvfs(scratch.path()).unwrap();
+        space.f_bfree * space.f_frsize
+    };
+    let driver = open(&scratch);
+    let trash = scratch.folder("trash").unwrap();
+    sync(scratch.path());
+    let before = free();
+    for n in 1..=20 {
+        driver.create(id(n), &CreateSpec::default()).unwrap();
+        let tree = driver.home().join(id(n).to_string()).join("tree");
+        for file in 0..200 {
+            fs::write(tree.join(file.to_string()), vec![1; 20_000]).unwrap();
+        }
+    }
+    sync(scratch.path());
+    assert!(before - free() > 70 << 20);
+    for n in 1..=20 {
+        let _ = driver.remove(id(n), &trash).unwrap();
+    }
+    for entry in fs::read_dir(&trash).unwrap() {
+        driver.purge(&entry.unwrap().path()).unwrap();
+    }
+    driver.make_room().unwrap();
+    assert!(before.saturating_sub(free()) < 4 << 20, "{before} {}", free());
     scratch.close().unwrap();
 }

@@ -285,8 +285,8 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         true
     }
 
-    /// Has the file system give back what it holds for one purpose and does not use, where another purpose lacks it or is about to. Gives the bytes. May take
-    /// seconds: it moves data.
+    /// Waits until the file system has given back what was purged, and has it give back what it holds for one purpose and does not use, where another purpose
+    /// lacks it or is about to. Gives the bytes of the latter. May take seconds: it moves data.
     ///
     /// # Errors
     /// The kernel's; that nothing could be given back is no error.

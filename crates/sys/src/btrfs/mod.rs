@@ -41,6 +41,8 @@ pub mod item {
     pub const INODE_EXTREF: u32 = 13;
     /// A piece of a file.
     pub const EXTENT_DATA: u32 = 108;
+    /// Something to be deleted; the offset says what.
+    pub const ORPHAN: u32 = 48;
     /// A tree.
     pub const ROOT: u32 = 132;
     /// A subvolume in another; the offset is the inner one.
@@ -235,6 +237,23 @@ pub fn sync(fd: impl AsFd) -> io::Result<()> {
     let request = unsafe { NoArg::<SYNC>::new() };
     // SAFETY: the request is of the type that its number says.
     Ok(unsafe { ioctl(fd, request) }?)
+}
+
+/// Whether the file system is still deleting subvolumes in the background. Says nothing of those that were destroyed since it was brought to the disk last.
+///
+/// # Errors
+/// The kernel's.
+pub fn is_deleting(fd: impl AsFd) -> io::Result<bool> {
+    /// What all orphans belong to.
+    const ORPHANS: u64 = 0_u64.wrapping_sub(5);
+    let mut found = false;
+    let range =
+        Range { tree: ROOT_TREE, from: (ORPHANS, item::ORPHAN), to: (ORPHANS, item::ORPHAN), since: 0 };
+    search(fd, range, &mut |_| {
+        found = true;
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// The path of a folder's inode within its subvolume, which `inside` lies in; empty for the root.
