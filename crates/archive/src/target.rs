@@ -14,6 +14,7 @@
 //! makes them and reports them in [`Joints::implied`], so that the driver can copy owner, mode,
 //! times and attributes from the layers below when the layer is joined to its parent.
 
+use std::fs::File;
 use std::io::{BufRead, Read};
 
 /// A path inside a layer: one or more names joined by `/`, none of them empty, `.` or `..`, without
@@ -208,6 +209,12 @@ pub trait FileData: BufRead {
     /// # Errors
     /// The archive ends early or its sparse map is wrong.
     fn next_extent(&mut self) -> std::io::Result<Option<(u64, u64)>>;
+
+    /// A file that holds just this content, where whoever writes the archive has one for the target ([`crate::apply::ApplyOptions::twins`]): nobody changes it any
+    /// more, and the target may keep it, instead of writing what it reads here. That is to be taken all the same.
+    fn twin(&mut self) -> Option<File> {
+        None
+    }
 }
 
 /// Whether an entry could be kept as it is.

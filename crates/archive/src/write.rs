@@ -11,6 +11,7 @@ use crate::target::{Kept, LayerPath, Meta, Node as Special, Time};
 use crate::tree::Node;
 use rustix::fs::FileType;
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Read, Write};
 
 const BLOCK: usize = 512;
@@ -45,6 +46,9 @@ enum Kind<'a> {
     Special(Special),
 }
 
+/// Opens the file whose content goes into the archive for an entry.
+pub type Open<'a> = dyn FnMut(&Node<'_>) -> io::Result<File> + 'a;
+
 /// Writes a tar. See the module's documentation.
 #[derive(Debug)]
 pub struct TarWriter<W> {
@@ -69,6 +73,19 @@ impl<W: Write> TarWriter<W> {
     /// # Errors
     /// Reading the entry or writing the archive; a name that a tar cannot hold.
     pub fn node(&mut self, path: &LayerPath, node: &Node<'_>) -> Result<Kept, WriteError> {
+        self.node_read_by(path, node, &mut |node| node.open())
+    }
+
+    /// The same; a file's content is read, from its beginning, from what `open` gives.
+    ///
+    /// # Errors
+    /// As there; what `open` returns.
+    pub fn node_read_by(
+        &mut self,
+        path: &LayerPath,
+        node: &Node<'_>,
+        open: &mut Open<'_>,
+    ) -> Result<Kept, WriteError> {
         if node.file_type() == FileType::Socket {
             return Ok(Kept::LeftOut("a tar cannot hold a socket"));
         }
@@ -94,7 +111,10 @@ impl<W: Write> TarWriter<W> {
                 let text = node.link_text().map_err(WriteError::at("read the link", path))?;
                 self.header(path, &meta, &Kind::Symlink(&text))?;
             }
-            FileType::RegularFile if special.is_none() => self.file(path, &meta, node)?,
+            FileType::RegularFile if special.is_none() => {
+                let file = open(node).map_err(WriteError::at("open", path))?;
+                self.file(path, &meta, file)?;
+            }
             _ => match special {
                 Some(special) => self.header(path, &meta, &Kind::Special(special))?,
                 None => return Ok(Kept::LeftOut("a tar cannot hold a file of this type")),
@@ -142,8 +162,7 @@ impl<W: Write> TarWriter<W> {
             .map_err(WriteError::at("write a whiteout of", path))
     }
 
-    fn file(&mut self, path: &LayerPath, meta: &Meta, node: &Node<'_>) -> Result<(), WriteError> {
-        let mut file = node.open().map_err(WriteError::at("open", path))?;
+    fn file(&mut self, path: &LayerPath, meta: &Meta, mut file: File) -> Result<(), WriteError> {
         let size = file.metadata().map_err(WriteError::at("look at", path))?.len();
         self.header(path, meta, &Kind::File(size))?;
         self.buffer.resize(BUFFER, 0);

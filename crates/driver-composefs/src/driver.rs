@@ -4,8 +4,7 @@ use crate::objects::{self, Intake};
 use crate::parts::{IMAGE, Parts, TAKING, TREE, UPPER, WORK, unlink};
 use crate::probe::{Mounts, Source};
 use crate::target::TreeTarget;
-use crate::tree::{self, Dir, Entry};
-use rustix::fs::{Mode, OFlags};
+use crate::tree::{self, Dir};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -38,7 +37,7 @@ const FORM: Form = Form { xattrs: XattrForm::Trusted, rootless: false, raw: fals
 /// The composefs driver. See the crate's documentation.
 #[derive(Debug)]
 pub struct Composefs {
-    parts: Arc<Parts>,
+    pub(crate) parts: Arc<Parts>,
     config: DriverConfig,
     capabilities: Capabilities,
 }
@@ -75,7 +74,7 @@ impl Composefs {
         Ok(Self { parts, config, capabilities })
     }
 
-    fn home(&self) -> &Home {
+    pub(crate) fn home(&self) -> &Home {
         &self.parts.home
     }
 
@@ -205,41 +204,6 @@ impl Composefs {
         self.lower(&format!("{NAME}-own-{id}"), path, &mut prepare, &mut options);
         options.extend(self.mode_options(false, false));
         views.view(&overlay(prepare, options, true))
-    }
-
-    /// Removes the objects that only this layer needed, and tells which layers have others of its objects now.
-    fn collect(&self, id: LayerId, trashed: &Path) -> Result<BTreeSet<LayerId>> {
-        let failed = |error| Error::system("remove the objects of a layer", error).layer(id);
-        let folder = match disk::open_dir(rustix::fs::CWD, trashed.as_os_str()) {
-            Ok(folder) => folder,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-            Err(error) => return Err(failed(error)),
-        };
-        let open = |name: &str| {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-            match rustix::fs::openat(&folder, name, flags, Mode::empty()) {
-                Ok(file) => Ok(Some(File::from(file))),
-                Err(Errno::NOENT) => Ok(None),
-                Err(error) => Err(failed(error.into())),
-            }
-        };
-        let half_made = open(TAKING)?.is_some();
-        let listed = open(TREE)?.map(|mut file| tree::objects_in(&mut file));
-        let gone = match (half_made, listed) {
-            (false, None) => return Ok(BTreeSet::new()),
-            (false, Some(Ok(list))) => Some((id, list)),
-            // What it had is not known: all that nobody lists goes.
-            (true, _) | (false, Some(Err(_))) => None,
-        };
-        let _alone = self.parts.collecting()?;
-        let mut layers = Vec::new();
-        self.home().walk(&mut |id, _| {
-            layers.push(id);
-            Ok(())
-        })?;
-        let collected = objects::collect(&self.parts.objects, gone, &layers, &|id| self.parts.tree_file(id))
-            .map_err(failed)?;
-        Ok(collected.heirs)
     }
 }
 
@@ -596,6 +560,10 @@ impl Driver for Composefs {
         guided_diff(own.as_fd(), below, &guide, FORM, sink).map_err(|error| error.layer(id))
     }
 
+    fn twin(&self, id: LayerId, path: &LayerPath, file: &File) -> Option<File> {
+        self.twin_of(id, path, file).ok().flatten()
+    }
+
     fn as_dyn(&self) -> &dyn Driver {
         self
     }
@@ -670,60 +638,5 @@ impl Driver for Composefs {
             findings.push("its image is not what its layers give".into());
         }
         Ok(findings)
-    }
-}
-
-impl Composefs {
-    /// Whether nothing was written to an active layer through mounts.
-    fn is_untouched(&self, id: LayerId) -> Result<bool> {
-        let diff = self.home().open_part(id, UPPER)?;
-        let names = disk::read_dir(diff.as_fd());
-        Ok(names.map_err(|error| Error::system("list what was written", error).layer(id))?.is_empty())
-    }
-
-    /// Takes away what overlayfs leaves after a volatile mount so that nobody mounts the upper again unawares.
-    fn drop_volatile_mark(&self, id: LayerId) -> Result<()> {
-        let work = self.home().open_part(id, WORK)?;
-        match disk::open_dir(work.as_fd(), OsStr::new("work")) {
-            Ok(scratch) => Ok(disk::remove(scratch.as_fd(), OsStr::new("incompat"))?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::system("sync", error).layer(id)),
-        }
-    }
-
-    /// Whether the objects that a tree names are there, with the lengths that it says. Their contents are compared with the layer's manifest.
-    fn check_objects(&self, id: LayerId, tree: &Dir, findings: &mut Vec<String>) -> Result<()> {
-        let mut result = Ok(());
-        each_file(
-            tree,
-            &LayerPath::root(),
-            &mut |path, size, digest| match self.parts.objects.stat(digest) {
-                Ok(Some(stat)) if u64::try_from(stat.st_size) == Ok(size) => {}
-                Ok(Some(stat)) => findings.push(format!(
-                    "the object {digest} of its file {path} has {} bytes, and should have {size}",
-                    stat.st_size
-                )),
-                Ok(None) => findings.push(format!("the object {digest} of its file {path} is missing")),
-                Err(error) => result = Err(Error::system("look at the objects", error).layer(id)),
-            },
-        );
-        result
-    }
-}
-
-/// Calls `each` for all files whose content is an object.
-fn each_file(dir: &Dir, path: &LayerPath, each: &mut dyn FnMut(&LayerPath, u64, &crate::digest::Digest)) {
-    for (name, entry) in &dir.entries {
-        // One with a path too long for a name came through a mount, and is told by where it lies.
-        let here = path.join(name).unwrap_or_else(|_| path.clone());
-        match entry {
-            Entry::Dir(below) => each_file(below, &here, each),
-            Entry::Leaf(leaf) => {
-                if let (tree::What::File { size, .. }, Some(digest)) = (&leaf.what, leaf.object()) {
-                    each(&here, *size, digest);
-                }
-            }
-            Entry::Whiteout => {}
-        }
     }
 }

@@ -37,7 +37,8 @@
 //! - **First write**: overlayfs copies up; with reflink the object's blocks are shared. A change of owner or mode copies no data (`metacopy`).
 //! - **Deletion**: a whiteout in the upper. The object stays as long as a layer lists it.
 //! - **Commit**: the upper is read into a tree (`upper`); files that were written become objects by a clone, others name the objects they had; a renamed directory
-//!   takes along what it had below, as metadata. Archives are unpacked without an upper: contents go from the stream to objects, names to the tree in memory (`target`).
+//!   takes along what it had below, as metadata. Where the container goes on (`vellum commit`), the layer is made of a tar of its changes, and the large files in that are read from
+//!   twins: clones that become the objects, or the objects themselves. Archives are unpacked without an upper: contents go from the stream to objects, names to the tree in memory (`target`).
 //!
 //! # Locks
 //!
@@ -79,6 +80,7 @@ mod parts;
 mod probe;
 mod target;
 mod tree;
+mod upkeep;
 mod upper;
 
 pub use driver::Composefs;

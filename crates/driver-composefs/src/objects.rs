@@ -44,6 +44,8 @@ use vellum_types::LayerId;
 
 /// Files up to this length are kept in the tree, as composefs does.
 pub(crate) const INLINE: u64 = 64;
+/// Files from this length on are cloned when they are committed. The clone of a smaller one, whose data the kernel brings to the disk first, costs more than to write it.
+pub(crate) const WORTH_CLONING: u64 = 64 << 10;
 /// Files up to this length are in memory before they are written: of those that are there already nothing is written.
 const SMALL: u64 = 1 << 20;
 
@@ -79,6 +81,32 @@ impl Objects {
     pub(crate) fn read(&self, digest: &Digest) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.dir, digest.path(), flags, Mode::empty())?.into())
+    }
+
+    /// A file without a name, that can become an object.
+    fn temporary(&self) -> io::Result<File> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.dir, ".", flags, Mode::RUSR | Mode::WUSR)?.into())
+    }
+
+    /// A file with the content of `file`, whose blocks it shares; `None` where the file system cannot do that, or `file` is on another one.
+    pub(crate) fn clone_of(&self, file: &File) -> io::Result<Option<File>> {
+        let twin = self.temporary()?;
+        match rustix::fs::ioctl_ficlone(&twin, file) {
+            Ok(()) => Ok(Some(twin)),
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::TXTBSY) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The object with the content of `file`, if there is one of that name and length. Costs reading the file.
+    pub(crate) fn object_of(&self, file: &mut File) -> io::Result<Option<File>> {
+        let size = file.metadata()?.len();
+        let digest = digest_with_holes(file, size)?;
+        match self.stat(&digest)? {
+            Some(stat) if u64::try_from(stat.st_size) == Ok(size) => self.read(&digest).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Whether an object has the content that its name says.
@@ -201,6 +229,9 @@ impl Intake {
     /// # Errors
     /// The stream's, the file system's.
     pub(crate) fn take(&mut self, size: u64, data: &mut dyn FileData) -> io::Result<Content> {
+        if let Some(twin) = data.twin() {
+            return self.take_twin(size, data, twin);
+        }
         if size > SMALL {
             return self.take_large(size, data);
         }
@@ -249,6 +280,30 @@ impl Intake {
         self.keep(file, hasher.finish(), size)
     }
 
+    /// Takes a content of which there is a file: it is only hashed here.
+    fn take_twin(&mut self, size: u64, data: &mut dyn FileData, twin: File) -> io::Result<Content> {
+        let mut hasher = Hasher::new();
+        each_part(size, data, &mut |part| {
+            match part {
+                Part::Data(bytes, _) => hasher.update(bytes),
+                Part::Hole(length) => hasher.update_zeros(length),
+            }
+            Ok(())
+        })?;
+        let digest = hasher.finish();
+        let stat = rustix::fs::fstat(&twin)?;
+        if stat.st_nlink == 0 {
+            return self.keep(twin, digest, size);
+        }
+        // It has a name: an object. It is this one, unless it has rotted or is gone meanwhile; then what was read of it is kept as a file of its own.
+        if self.is_there(&digest, size)? {
+            self.known.insert(digest);
+            return Ok(Content::Object(digest));
+        }
+        let (_, content) = self.take_file(twin)?;
+        Ok(content)
+    }
+
     /// Takes the content of a file on disk, sharing its blocks where the file system can. Gives its length, too.
     ///
     /// # Errors
@@ -281,10 +336,8 @@ impl Intake {
         Ok(Content::Object(digest))
     }
 
-    /// A file without a name.
     fn temporary(&self) -> io::Result<File> {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(self.parts.objects.dir(), ".", flags, Mode::RUSR | Mode::WUSR)?.into())
+        self.parts.objects.temporary()
     }
 
     /// Whether an object is there that can be used.

@@ -5,7 +5,7 @@ use crate::objects::{Intake, Objects, allocated, maker};
 use crate::probe::Mounts;
 use crate::tree::{self, Attr, Dir, Raw};
 use crate::upper;
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use vellum_archive::target::Usage;
+use vellum_archive::target::{LayerPath, Usage};
 use vellum_driver::home::Home;
 use vellum_driver::{Error, Kind, Result};
 use vellum_overlayfs::Features;
@@ -31,6 +31,8 @@ pub(crate) const TAKING: &str = "taking";
 pub(crate) const UPPER: &str = "diff";
 pub(crate) const WORK: &str = "work";
 const LOCK: &str = ".lock";
+/// Overlayfs's mark of a file whose data lie below.
+const METACOPY: &str = "trusted.overlay.metacopy";
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -102,6 +104,20 @@ impl Parts {
     /// Gives the upper's root what the root of the layer's tree has.
     pub(crate) fn dress_upper(&self, id: LayerId, attr: &Attr) -> io::Result<()> {
         dress(&self.home.open_part(id, UPPER).map_err(io::Error::other)?, attr)
+    }
+
+    /// The file at `path` in the layer's upper, if there is one with data of its own.
+    pub(crate) fn in_upper(&self, id: LayerId, path: &LayerPath) -> io::Result<Option<File>> {
+        let upper = self.home.open_part(id, UPPER).map_err(io::Error::other)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let file = match rustix::fs::openat2(&upper, path.as_path(), flags, Mode::empty(), resolve) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let only_marked = rustix::fs::fgetxattr(&file, METACOPY, &mut [0; 64][..]) != Err(Errno::NODATA);
+        Ok((file.metadata()?.is_file() && !only_marked).then_some(file))
     }
 
     /// The file with the layer's tree, if it has one.
@@ -282,15 +298,19 @@ impl Parts {
         Ok(compare.same && ended)
     }
 
+    fn file_usage(&self, id: LayerId, name: &str) -> io::Result<Option<Usage>> {
+        match rustix::fs::statat(self.home.dir(), format!("{id}/{name}"), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(Usage { bytes: allocated(&stat), inodes: 1 })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// What the layer takes on disk: its own files, and the objects that it made.
     pub(crate) fn usage(&self, id: LayerId) -> io::Result<Usage> {
         let mut usage = Usage::default();
         for name in [TREE, IMAGE] {
-            match rustix::fs::statat(self.home.dir(), format!("{id}/{name}"), AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => usage += Usage { bytes: allocated(&stat), inodes: 1 },
-                Err(Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
-            }
+            usage += self.file_usage(id, name)?.unwrap_or_default();
         }
         if let Some(mut file) = self.tree_file(id)? {
             for digest in tree::objects_in(&mut file)? {

@@ -61,7 +61,7 @@
 //! writes; the mounter releases. `diff(x)` says what changed; nothing else did. `remove(x)`.
 //!
 //! *A container becomes an image.* `diff(x)` into a sink that writes a tar, hashes it and feeds the `target` of a new
-//! active layer; `commit(new, Some(c))`. The container goes on.
+//! active layer; `commit(new, Some(c))`. The container goes on. What the tar's files are read from is asked of `twin(x, …)`, and the target may keep that.
 //!
 //! *A save point.* `copy(x, y)`, while x may be mounted but frozen. *Going back:* `copy(y, z)`, the container's layer
 //! becomes z, `remove(x)`.
@@ -97,8 +97,9 @@ pub use select::{
     Probe, ProbeEnvironment, Selection, find_factory, select,
 };
 
+use std::fs::File;
 use std::path::Path;
-use vellum_archive::target::{Joints, Target, Usage};
+use vellum_archive::target::{Joints, LayerPath, Target, Usage};
 use vellum_types::LayerId;
 
 /// What a layer is. See the crate's documentation.
@@ -358,6 +359,14 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         sink: &mut dyn DiffSink,
     ) -> Result<()> {
         generic_diff(self.as_dyn(), id, base, views, sink)
+    }
+
+    /// A file with what `file` holds now, whatever is written to that afterwards, without a copy of the data: its blocks are shared, or the driver has the content
+    /// already. `None` where that is not to be had, costs more than a copy, or fails: the copy fails then, too, and says why. `file` is that of `path` in the layer `id`, opened from what
+    /// [`Driver::diff`] told; it is left at any place. For this driver's own [`Target`], which may keep the twin ([`FileData::twin`](vellum_archive::target::FileData::twin)).
+    fn twin(&self, id: LayerId, path: &LayerPath, file: &File) -> Option<File> {
+        let _ = (id, path, file);
+        None
     }
 
     /// What the layer itself brings and nothing else, in the raw form of [`Form`](vellum_archive::tree::Form), so that it can be compared with the

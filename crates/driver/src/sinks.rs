@@ -2,24 +2,41 @@
 //!
 //! A container becomes a layer through its tar: [`TarSink`] writes it, and what is hashed is what is then unpacked, although the
 //! container may be writing meanwhile. Feeding a target with the files themselves would read them twice, and could
-//! keep something else than the digest says.
+//! keep something else than the digest says. Where files can share their blocks, the tar is read from twins that nobody writes to ([`Driver::twin`](crate::Driver::twin)),
+//! and the target keeps those: the data pass through memory, to be hashed, and are not written again.
 
 use crate::{Change, DiffEntry, DiffSink, Error, Result};
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
 use vellum_archive::target::{Kept, LayerPath};
+use vellum_archive::tree::Node;
 use vellum_archive::write::{TarWriter, WriteError};
 
+/// Opens the file whose content goes into the tar.
+type Open<'a> = dyn FnMut(&LayerPath, &Node<'_>) -> io::Result<File> + 'a;
+
 /// Writes a layer's tar: entries, hard links between them, deletions as `.wh.NAME`.
-#[derive(Debug)]
-pub struct TarSink<W: Write> {
+pub struct TarSink<'a, W: Write> {
     tar: TarWriter<W>,
+    open: Box<Open<'a>>,
     left_out: Vec<(LayerPath, &'static str)>,
 }
 
-impl<W: Write> TarSink<W> {
+impl<W: Write> std::fmt::Debug for TarSink<'_, W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TarSink").field("left_out", &self.left_out).finish_non_exhaustive()
+    }
+}
+
+impl<'a, W: Write> TarSink<'a, W> {
     /// A tar onto `out`.
     pub fn new(out: W) -> Self {
-        Self { tar: TarWriter::new(out), left_out: Vec::new() }
+        Self::reading(out, |_, node| node.open())
+    }
+
+    /// A tar onto `out`; files' contents are read from what `open` gives, once for each file that is in it with its content.
+    pub fn reading(out: W, open: impl FnMut(&LayerPath, &Node<'_>) -> io::Result<File> + 'a) -> Self {
+        Self { tar: TarWriter::new(out), open: Box::new(open), left_out: Vec::new() }
     }
 
     /// Ends the tar. Gives the output back, and what a tar cannot hold (sockets), with the reason.
@@ -32,12 +49,15 @@ impl<W: Write> TarSink<W> {
     }
 }
 
-impl<W: Write> DiffSink for TarSink<W> {
+impl<W: Write> DiffSink for TarSink<'_, W> {
     fn entry(&mut self, entry: &DiffEntry<'_>) -> Result<()> {
         match (entry.change, entry.node) {
             (Change::Deleted, _) | (_, None) => self.tar.whiteout(entry.path).map_err(unwritten)?,
             (_, Some(node)) => {
-                if let Kept::LeftOut(reason) = self.tar.node(entry.path, node).map_err(unwritten)? {
+                let open = &mut |node: &Node<'_>| (self.open)(entry.path, node);
+                if let Kept::LeftOut(reason) =
+                    self.tar.node_read_by(entry.path, node, open).map_err(unwritten)?
+                {
                     self.left_out.push((entry.path.clone(), reason));
                 }
             }

@@ -117,7 +117,7 @@ impl Store {
                 let file = std::fs::File::open(&path).map_err(|e| Error::io("open the blob", &path, e))?;
                 let decoder = Decoder::new(file).map_err(|e| Error::io("decompress", &path, e))?;
                 let input = BufReader::with_capacity(256 << 10, decoder);
-                apply_stream(self, id, &mut Stoppable { input, stop })
+                apply_stream(self, id, &mut Stoppable { input, stop }, None)
             })?;
             if staged.filled.diff_id != diff_id {
                 return cannot("its blob unpacks to another digest", "load the image again");

@@ -3,7 +3,8 @@
 //! **Commit** (a container becomes an image; it may be mounted and go on writing, as with `docker commit --pause=false`)
 //! 1. Intent: a layer `staging`, without digest. The container's folder is held shared.
 //! 2. One thread has the driver tell the differences and writes them as a tar into a pipe; the other applies what comes out to
-//!    the new layer, which gives digest, recipe and manifest on the way.
+//!    the new layer, which gives digest, recipe and manifest on the way. Where the driver has twins of large files (clones), the tar is read from those, and
+//!    they go to the new layer beside it: their data are hashed and not written.
 //! 3. The layer is joined to the container's parent. The new configuration is put in place.
 //! 4. Barrier; one durable transaction makes the layer ready and records the image. When there is a layer of the same chain ID
 //!    already, that one is used, and the new one goes.
@@ -21,17 +22,20 @@ use crate::{
     files, imageconfig,
 };
 use jiff::Timestamp;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Seek as _, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use vellum_archive::compression::Decoder;
-use vellum_archive::tree::{Form, Visit, walk};
+use vellum_archive::target::LayerPath;
+use vellum_archive::tree::{Form, Node, Visit, walk};
 use vellum_archive::write::TarWriter;
 use vellum_driver::sinks::TarSink;
-use vellum_driver::{Ability, CreateSpec};
+use vellum_driver::{Ability, CreateSpec, Driver};
 use vellum_types::{ChainId, ContainerId, DiffId, ImageId, ImageName, LayerId};
 
 /// The layers that a new one is put on.
@@ -59,6 +63,41 @@ impl<R: Read> Read for Stoppable<'_, R> {
             true => Err(std::io::Error::other("it is given up, for want of room")),
             false => self.input.read(buffer),
         }
+    }
+}
+
+/// Files on their way beside a tar: what the tar is read from, for the driver to keep. They come in the tar's order, and as few are on the way as
+/// the pipe has room for.
+#[derive(Default)]
+struct Twins(Mutex<VecDeque<(LayerPath, File)>>);
+
+impl Twins {
+    fn queue(&self) -> MutexGuard<'_, VecDeque<(LayerPath, File)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a file of the tree is read from: a twin, if there is one to be had.
+    fn open(
+        &self,
+        driver: &dyn Driver,
+        layer: LayerId,
+        path: &LayerPath,
+        node: &Node<'_>,
+    ) -> std::io::Result<File> {
+        let mut file = node.open()?;
+        let Some(twin) = driver.twin(layer, path, &file) else {
+            file.rewind()?;
+            return Ok(file);
+        };
+        self.queue().push_back((path.clone(), twin.try_clone()?));
+        Ok(twin)
+    }
+
+    /// The twin of the entry that has come out of the pipe.
+    fn take(&self, path: &LayerPath) -> Option<File> {
+        let mut queue = self.queue();
+        let is_next = queue.front().is_some_and(|(next, _)| next == path);
+        if is_next { queue.pop_front().map(|(_, twin)| twin) } else { None }
     }
 }
 
@@ -99,8 +138,9 @@ impl Store {
         let name: Vec<ImageName> = options.name.clone().into_iter().collect();
         point("store.commit.begin")?;
         self.operate(|owner| {
-            let staged = self.stage_tree(owner, &below, |out| {
-                let mut sink = TarSink::new(out);
+            let staged = self.stage_tree(owner, &below, |out, twins| {
+                let open = |path: &LayerPath, node: &Node<'_>| twins.open(&*driver, row.layer, path, node);
+                let mut sink = TarSink::reading(out, open);
                 let _reading = self.reading_layers()?;
                 driver.diff(row.layer, row.parent, &self.mounter, &mut sink)?;
                 Ok(sink.finish().map(drop)?)
@@ -132,11 +172,11 @@ impl Store {
                     let decoder = Decoder::new(Counted { input, progress })
                         .map_err(|e| not_decompressed("decompress the archive", e))?;
                     let input = BufReader::with_capacity(256 << 10, decoder);
-                    apply_stream(self, id, &mut Stoppable { input, stop })
+                    apply_stream(self, id, &mut Stoppable { input, stop }, None)
                 })?,
                 ImportSource::Folder(folder) => {
                     let form = self.plain_form();
-                    self.stage_tree(owner, &below, |out| write_folder(&folder, form, out))?
+                    self.stage_tree(owner, &below, |out, _| write_folder(&folder, form, out))?
                 }
             };
             let diff_id = staged.filled.diff_id;
@@ -197,18 +237,19 @@ impl Store {
         &self,
         owner: &Owner,
         below: &Below,
-        write: impl FnOnce(&mut dyn Write) -> Result<()> + Send,
+        write: impl FnOnce(&mut dyn Write, &Twins) -> Result<()> + Send,
     ) -> Result<Staged> {
         self.stage(owner, Role::Image, below, |id, stop| {
             let (reader, writer) = std::io::pipe().map_err(|e| Error::io("make a pipe", "pipe", e))?;
+            let twins = &Twins::default();
             std::thread::scope(|scope| {
                 let writer = scope.spawn(move || {
                     let mut out = BufWriter::with_capacity(256 << 10, writer);
-                    write(&mut out)?;
+                    write(&mut out, twins)?;
                     out.flush().map_err(|e| Error::io("write the archive", "pipe", e))
                 });
                 let mut reader = Stoppable { input: reader, stop };
-                let applied = apply_stream(self, id, &mut reader);
+                let applied = apply_stream(self, id, &mut reader, Some(&|path| twins.take(path)));
                 // A writer that waits for room in the pipe must not wait for ever.
                 drop(reader);
                 let written = writer.join().unwrap_or_else(|_| {

@@ -29,11 +29,15 @@ use crate::tar::{EntryKind, Header, Limits, Problem, Reader, Tap, TarError, show
 use crate::target::{FileData, Finished, Kept, LayerPath, Meta, Node, Target, TargetError};
 use names::{Meaning, Seen, clean, meaning};
 use source::{Hasher, Source};
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use vellum_types::DiffId;
 
 /// The most bytes of names of entries that the target could not keep: they are all reported.
 const MOST_LEFT_OUT: usize = 16 << 20;
+
+/// Gives the file that the content of an entry is read from, if the target may have it. See [`FileData::twin`].
+pub type Twins<'a> = dyn Fn(&LayerPath) -> Option<File> + 'a;
 
 /// How to apply.
 #[derive(Default)]
@@ -46,6 +50,8 @@ pub struct ApplyOptions<'a> {
     pub manifest: Option<&'a mut (dyn Write + Send)>,
     /// Hash in a thread of its own: for large layers when a processor is free.
     pub hash_thread: bool,
+    /// For an archive that is being written of files which the target may have: asked once for each file, in the archive's order.
+    pub twins: Option<&'a Twins<'a>>,
 }
 
 impl std::fmt::Debug for ApplyOptions<'_> {
@@ -137,6 +143,7 @@ fn run<R: Read>(
         reader: Reader::with_tap(source, options.limits, Recipe(recipe)),
         target,
         manifest,
+        twins: options.twins,
         left_out: Vec::new(),
         left_out_bytes: 0,
         content: 0,
@@ -167,6 +174,7 @@ struct Applier<'s, 'a, R: Read> {
     reader: Reader<Source<'s, R>, Recipe<'a>>,
     target: Box<dyn Target>,
     manifest: Option<Manifest<'a>>,
+    twins: Option<&'a Twins<'a>>,
     /// Names so far; only wanted for the recipe.
     seen: Option<Seen>,
     left_out: Vec<(LayerPath, &'static str)>,
@@ -303,7 +311,8 @@ impl<R: Read> Applier<'_, '_, R> {
             recipe.file(path, extents.as_deref().unwrap_or(&whole)).map_err(record("recipe"))?;
         }
         let hash = self.manifest.is_some().then(xxhash_rust::xxh3::Xxh3::new);
-        let mut data = Data { reader: &mut self.reader, hash, taken: 0, end: 0 };
+        let twin = self.twins.and_then(|twin_of| twin_of(path));
+        let mut data = Data { reader: &mut self.reader, hash, twin, taken: 0, end: 0 };
         self.target.file(path, meta, size, &mut data)?;
         data.hole(size);
         let (taken, hash) = (data.taken, data.hash.map_or(0, |hash| hash.digest128()));
@@ -320,6 +329,7 @@ impl<R: Read> Applier<'_, '_, R> {
 struct Data<'d, 's, 'a, R: Read> {
     reader: &'d mut Reader<Source<'s, R>, Recipe<'a>>,
     hash: Option<xxhash_rust::xxh3::Xxh3>,
+    twin: Option<File>,
     taken: u64,
     /// Where in the file the data handed out so far ends.
     end: u64,
@@ -374,5 +384,9 @@ impl<R: Read> FileData for Data<'_, '_, '_, R> {
             self.hole(offset);
         }
         Ok(next)
+    }
+
+    fn twin(&mut self) -> Option<File> {
+        self.twin.take()
     }
 }

@@ -50,6 +50,7 @@ fn layer(jail: &Jail, tar: Vec<u8>, tree: &Path, style: Style, hash_thread: bool
         recipe: Some(&mut recipe),
         manifest: Some(&mut manifest),
         hash_thread,
+        ..ApplyOptions::default()
     };
     match apply(Cursor::new(&tar), Box::new(target), options) {
         Ok(applied) => Some(Layer { tar, applied, manifest }),

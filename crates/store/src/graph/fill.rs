@@ -46,7 +46,7 @@ impl Graph<'_> {
         let content = store.operate(|owner| {
             let mut tar = tar;
             let staged = store.stage(owner, Role::Snapshot, &below, |new, stop| {
-                apply_stream(store, new, &mut Stoppable { input: &mut tar, stop })
+                apply_stream(store, new, &mut Stoppable { input: &mut tar, stop }, None)
             })?;
             self.record(owner, &held.row, below.top(), &staged)?;
             Ok(staged.filled.content)

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vellum_archive::apply::{ApplyOptions, apply};
+use vellum_archive::apply::{ApplyOptions, Twins, apply};
 use vellum_archive::compression::Decoder;
 use vellum_archive::digest::HashingWriter;
 use vellum_archive::target::{Finished, LayerPath};
@@ -49,8 +49,13 @@ pub(crate) struct Filled {
     pub(crate) recipe: Digest,
 }
 
-/// Applies a tar to an active layer, writing its recipe and its manifest beside it.
-pub(crate) fn apply_stream(store: &Store, id: LayerId, input: &mut dyn Read) -> Result<Filled> {
+/// Applies a tar to an active layer, writing its recipe and its manifest beside it. `twins`: where files of the tar are that the driver may have, if there are any.
+pub(crate) fn apply_stream(
+    store: &Store,
+    id: LayerId,
+    input: &mut dyn Read,
+    twins: Option<&Twins<'_>>,
+) -> Result<Filled> {
     let folder = store.layout.layer(store.driver.name(), id);
     let create = |name: &str| {
         let path = folder.join(name);
@@ -60,8 +65,12 @@ pub(crate) fn apply_stream(store: &Store, id: LayerId, input: &mut dyn Read) -> 
     };
     let (mut recipe, mut manifest) = (HashingWriter::new(create("recipe")?), create("manifest")?);
     let target = store.driver.target(id)?;
-    let options =
-        ApplyOptions { recipe: Some(&mut recipe), manifest: Some(&mut manifest), ..ApplyOptions::default() };
+    let options = ApplyOptions {
+        recipe: Some(&mut recipe),
+        manifest: Some(&mut manifest),
+        twins,
+        ..ApplyOptions::default()
+    };
     let applied = apply(input, target, options).map_err(|e| {
         let code = code_of_chain(&e);
         Error::caused(code, "unpack the archive", e)
@@ -121,7 +130,7 @@ impl Load<'_> {
             BlobReader::open(self, job, facts, self.keep_blobs.then(|| temporary(self, job.index)))?;
         let decoder = Decoder::new(&mut blob).map_err(|e| not_decompressed("decompress the layer", e))?;
         let mut tar = BufReader::with_capacity(256 << 10, decoder);
-        let filled = apply_stream(store, id, &mut tar)?;
+        let filled = apply_stream(store, id, &mut tar, None)?;
         // What follows the archive inside the compressed stream belongs to the blob.
         std::io::copy(&mut tar, &mut std::io::sink())
             .map_err(|e| Error::caused(Code::Archive, "read the layer to its end", e))?;
