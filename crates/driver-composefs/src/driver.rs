@@ -448,6 +448,10 @@ impl Driver for Composefs {
         Ok(if there { Changed::No } else { Changed::Yes })
     }
 
+    fn unprepare(&self, needed: &dyn Fn(LayerId) -> bool, dry_run: bool) -> Result<Vec<(LayerId, Usage)>> {
+        self.take_spare_images(needed, dry_run)
+    }
+
     fn distrust(&self, id: LayerId) -> Result<()> {
         let failed = |error| Error::system("doubt the objects", error).layer(id);
         let Some(mut file) = self.parts.tree_file(id).map_err(failed)? else { return Ok(()) };

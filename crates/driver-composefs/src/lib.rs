@@ -51,7 +51,8 @@
 //! there and can be trusted (`objects`) is used; 3. at the end `tree` is put in place, and the mark goes. *commit*: 1. what was written through mounts is laid over `tree`;
 //! 2. directories that the archive did not list, and links to files below, take what the parent's tree has; 3. `tree`; 4. `diff` and `work` go; 5. `info`.
 //! *mounts*: the image of the layer (or of an active one's parent) is made if it is not there: the trees of the chain are laid over each other, base first, and written, synced, and
-//! renamed into place. The tree that was needed last is kept in memory, so that the layers of a load are each laid over it.
+//! renamed into place. *unprepare*: images of committed layers on which only other committed layers lie go; whoever unpacks layer by layer through mounts (containerd) has one made for each
+//! chain on the way. What is mounted keeps its file; the caller's lock sees to it that no plan is on its way to a mount. The tree that was needed last is kept in memory, so that the layers of a load are each laid over it.
 //! *remove*: a rename into the trash. *purge*: the objects that no other layer lists go (`objects`), then the folder.
 //!
 //! *diff*: of a container, its upper is walked beside a view of its parent, as with overlay. A committed layer is shown as the folder that overlay would have of it, by an image of its own

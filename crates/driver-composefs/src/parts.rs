@@ -298,6 +298,11 @@ impl Parts {
         Ok(compare.same && ended)
     }
 
+    /// What the layer's image takes on disk, if there is one.
+    pub(crate) fn image_usage(&self, id: LayerId) -> io::Result<Option<Usage>> {
+        self.file_usage(id, IMAGE)
+    }
+
     fn file_usage(&self, id: LayerId, name: &str) -> io::Result<Option<Usage>> {
         match rustix::fs::statat(self.home.dir(), format!("{id}/{name}"), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(Usage { bytes: allocated(&stat), inodes: 1 })),

@@ -1,7 +1,7 @@
 //! What keeps a home in order: what goes when nobody needs it, what is looked at, and what a commit shares.
 
 use crate::objects;
-use crate::parts::{TAKING, TREE, UPPER, WORK};
+use crate::parts::{IMAGE, TAKING, TREE, UPPER, WORK, unlink};
 use crate::tree::{self, Dir, Entry};
 use crate::{Composefs, digest};
 use rustix::fs::{Mode, OFlags};
@@ -12,9 +12,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use vellum_archive::target::LayerPath;
+use vellum_archive::target::{LayerPath, Usage};
 use vellum_archive::tree as disk;
-use vellum_driver::{Error, Result};
+use vellum_driver::{Error, Kind, Result};
 use vellum_types::LayerId;
 
 impl Composefs {
@@ -51,6 +51,43 @@ impl Composefs {
         let collected = objects::collect(&self.parts.objects, gone, &layers, &|id| self.parts.tree_file(id))
             .map_err(failed)?;
         Ok(collected.heirs)
+    }
+
+    /// See [`Driver::unprepare`].
+    pub(crate) fn take_spare_images(
+        &self,
+        needed: &dyn Fn(LayerId) -> bool,
+        dry_run: bool,
+    ) -> Result<Vec<(LayerId, Usage)>> {
+        let (mut committed, mut covered, mut used) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        self.home().walk(&mut |id, info| {
+            // A damaged one is mounted by nobody.
+            let Ok(info) = info else { return Ok(()) };
+            if info.kind == Kind::Committed {
+                committed.push(id);
+                covered.extend(info.parent);
+            } else {
+                used.extend(info.parent);
+            }
+            Ok(())
+        })?;
+        let is_spare = |id: &LayerId| covered.contains(id) && !used.contains(id) && !needed(*id);
+        let mut taken = Vec::new();
+        for id in committed.into_iter().filter(is_spare) {
+            let size = self.parts.image_usage(id);
+            let Some(size) = size.map_err(|error| Error::system("look at the image", error).layer(id))?
+            else {
+                continue;
+            };
+            if !dry_run {
+                let folder =
+                    self.home().folder(id)?.ok_or_else(|| Error::not_found("remove the image", id))?;
+                unlink(folder.as_fd(), IMAGE)
+                    .map_err(|error| Error::system("remove the image", error).layer(id))?;
+            }
+            taken.push((id, size));
+        }
+        Ok(taken)
     }
 
     /// See [`Driver::twin`]. What lies in a renamed directory, or had only its owner or mode changed, is told from a mount, of which nothing can be cloned: then the file in the upper is

@@ -305,6 +305,18 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         Ok(Changed::No)
     }
 
+    /// The opposite of [`Driver::prepare`]: takes away what was made for mounts of committed layers on which only other committed layers lie, and that `needed` does not know. The next mount
+    /// makes it again. With `dry_run` nothing is done. Gives the layers, and what each takes less.
+    ///
+    /// The caller sees to it that nobody is between a plan of [`Driver::mounts`] and its mount.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn unprepare(&self, needed: &dyn Fn(LayerId) -> bool, dry_run: bool) -> Result<Vec<(LayerId, Usage)>> {
+        let _ = (needed, dry_run);
+        Ok(Vec::new())
+    }
+
     /// What the committed layer `id` shares with others was found damaged: layers that are made from now on use nothing of it without having compared it,
     /// and replace what is not what it should be.
     ///

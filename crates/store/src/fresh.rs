@@ -70,6 +70,8 @@ impl Store {
     ) -> Result<LayerId> {
         let driver = self.driver.name();
         let (mut made, mut below) = (None, None);
+        // Before the writer's lock, which whoever is alone with the layers takes after this one.
+        let reading = self.reading_layers()?;
         let result = self.catalog.write(Durability::Full, |tx| {
             let parent = parent(tx)?;
             below = parent;
@@ -85,6 +87,7 @@ impl Store {
             }
             Ok(id)
         });
+        drop(reading);
         if let (Err(_), Some(id)) = (&result, made) {
             // The error is what the caller hears; what stays is garbage, and swept.
             let _ = recovery::remove_orphan(self, driver, id);

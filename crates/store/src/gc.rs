@@ -8,8 +8,10 @@
 //! 3. One transaction marks layers that no root reaches as `removing`; they are renamed into the trash and forgotten.
 //!    A load that has found one of them ready a moment ago has pinned it in a transaction of its own, so it is reached.
 //! 4. Folders, configurations, image files, blobs, temporary files and locks that no row names are removed.
-//! 5. The mounter cleans its records and mountpoints.
-//! 6. The lock is let go, and the trash is emptied: a worker that is at it is waited for. The driver has the file system free what it holds for
+//! 5. What drivers made for mounts that nobody is going to make goes, with the lock `layers` held alone: whoever mounts has it from the plan to the mount. Where
+//!    that cannot be had at once, it stays until the next time.
+//! 6. The mounter cleans its records and mountpoints.
+//! 7. The lock is let go, and the trash is emptied: a worker that is at it is waited for. The driver has the file system free what it holds for
 //!    the wrong purpose. A pool gives back to its host what it does not use.
 //!
 //! A dry run does 1 and looks at the rest.
@@ -47,6 +49,7 @@ impl Store {
             items.push(item("lock", name, "its operation is dead", 0));
         }
         point("store.gc.files")?;
+        items.extend(self.collect_prepared(dry_run)?);
         if !dry_run {
             let swept = self.mounter.sweep().map_err(Error::from)?;
             let stale = swept.records + swept.steps + swept.mountpoints;
@@ -95,6 +98,33 @@ impl Store {
             garbage
         };
         Ok(garbage.iter().map(item_of).collect())
+    }
+
+    /// Has the drivers take away what they made ahead for mounts of layers that only lie below others.
+    pub(crate) fn collect_prepared(&self, dry_run: bool) -> Result<Vec<GcItem>> {
+        let mut items = Vec::new();
+        for name in self.catalog.read(layers::drivers)? {
+            let driver = self.driver_named(&name)?;
+            let tops = self.catalog.read(|tx| images::tops(tx, &name))?;
+            let alone = if dry_run { None } else { self.alone_with_layers_for_now()? };
+            if alone.is_none() && !dry_run {
+                break;
+            }
+            let taken = driver.unprepare(&|id| tops.contains(&id), dry_run)?;
+            drop(alone);
+            if !dry_run && !taken.is_empty() {
+                let measure = |(id, _): &(LayerId, _)| Some((*id, driver.usage(*id).ok()?));
+                let measured: Vec<_> = taken.iter().filter_map(measure).collect();
+                self.catalog.write(Durability::Normal, |tx| {
+                    measured.iter().try_for_each(|(id, usage)| layers::set_usage(tx, *id, Some(*usage)))
+                })?;
+            }
+            let reason = "only other layers lie on it; a mount of it makes this again";
+            items.extend(
+                taken.iter().map(|(id, usage)| item("cache", format!("{name} {id}"), reason, usage.bytes)),
+            );
+        }
+        Ok(items)
     }
 
     /// The layers that are ready and that no root reaches, those on top first.

@@ -9,7 +9,7 @@
 //! | a layer's folder `layers/<driver>/<id>` | what works on a container: mount, diff, commit, save | what changes which layer it has or takes it away |
 //! | `owner-<hex>` | (asked for only) | one operation that has intents, as long as it lives |
 //! | `sweep` | who moves a file in place that no row names yet | who deletes files that no row names |
-//! | `layers` | who mounts, reads or joins layers of images | who replaces a damaged one; never waited for longer than moments |
+//! | `layers` | who mounts (from the plan to the mount), reads or joins layers of images | who replaces a damaged one, or takes away what mounts make again; never waited for longer than moments |
 //! | `write` | (nobody) | the catalog's writer: a fair queue in front of SQLite's own lock |
 //! | `pool` | (nobody) | who mounts the pool, makes it larger, or takes it off; held for moments, waits for nobody but the trash |
 //! | `trash` | (nobody) | who empties the trash |

@@ -86,6 +86,20 @@ impl Store {
         }
     }
 
+    /// Alone with the layers, if nobody is at them for longer than moments.
+    pub(crate) fn alone_with_layers_for_now(&self) -> Result<Option<FileLock>> {
+        let path = self.layout.lock("layers");
+        for _ in 0..100 {
+            if let Some(lock) =
+                FileLock::try_exclusive(&path).map_err(|e| Error::io("take the lock", &path, e))?
+            {
+                return Ok(Some(lock));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(None)
+    }
+
     /// Alone with the layers, or an error after a while.
     fn alone_with_layers(&self, layer: LayerId) -> Result<FileLock> {
         let path = self.layout.lock("layers");

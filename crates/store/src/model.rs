@@ -358,7 +358,7 @@ pub struct Df {
 /// One thing that a garbage collection takes away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct GcItem {
-    /// `layer`, `folder`, `blob`, `config`, `temporary`, `mountpoint`, `trash`, `lock`.
+    /// `layer`, `folder`, `blob`, `config`, `cache`, `temporary`, `mountpoint`, `trash`, `lock`.
     pub kind: &'static str,
     /// Which.
     pub object: String,

@@ -241,7 +241,8 @@ impl Snapshots<'_> {
         self.stat(name)
     }
 
-    /// How to mount a snapshot. The front end mounts it itself, or has the store's mounter do it.
+    /// How to mount a snapshot. The front end mounts it itself, or has the store's mounter do it. What the plan of a committed one needs may be taken away by [`Store::gc`] before it is
+    /// mounted: then it is asked for once more.
     ///
     /// # Errors
     /// [`Code::NotFound`]; the driver's.
@@ -272,6 +273,7 @@ impl Snapshots<'_> {
         }
         let read_only = row.kind == SnapshotKind::View;
         let options = MountOptions { read_only, by_others: true, ..MountOptions::default() };
+        let _reading = store.reading_layers()?;
         let plan = driver.mounts(row.layer, &options)?;
         if let Some(mounts) = plan.classic() {
             return Ok(mounts);
@@ -406,12 +408,15 @@ impl Snapshots<'_> {
         Ok(row)
     }
 
-    /// Gives back what removals left: works the trash off.
+    /// Gives back what removals left, and what unpacking made that nobody needs any more: works the trash off.
     ///
     /// # Errors
-    /// The file system's.
+    /// The driver's, the file system's.
     pub fn cleanup(&self) -> Result<()> {
         self.store.wait_for_keeper();
+        if self.store.read_only.is_none() {
+            let _ = self.store.collect_prepared(false)?;
+        }
         crate::trash::finish(&self.store.layout).map(drop)
     }
 

@@ -7,8 +7,9 @@ use clap::Args;
 
 /// Take away what nothing needs
 ///
-/// Layers without image and container, remains of commands that were killed, kept blobs without layer. What images,
-/// containers, save points and other front ends need is never touched.
+/// Layers without image and container, remains of commands that were killed, kept blobs without layer, and what was made
+/// for mounts of layers that only others lie on (it is made again if one is mounted). What images, containers, save
+/// points and other front ends need is never touched.
 #[derive(Debug, Args)]
 pub(crate) struct Gc {
     /// Only say what would be taken away, and why

@@ -5,6 +5,7 @@ use crate::locks::OwnerId;
 use crate::{Code, Error, ImageRow, Result};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
+use std::collections::BTreeSet;
 use vellum_types::{ImageId, ImageName, LayerId, Platform};
 
 /// What is recorded of an image that is to be added.
@@ -149,6 +150,16 @@ pub(crate) fn top(tx: &Transaction<'_>, driver: &str, id: &ImageId) -> Result<Op
         )?
         .query_row(params![driver, id.to_string()], |row| super::layer_id(row, 0))
         .optional()?)
+}
+
+/// The topmost layers of all images of a driver.
+pub(crate) fn tops(tx: &Transaction<'_>, driver: &str) -> Result<BTreeSet<LayerId>> {
+    let mut statement = tx.prepare_cached(
+        "SELECT layer FROM image_layers il WHERE driver = ?1 AND position = \
+         (SELECT max(position) FROM image_layers o WHERE o.driver = il.driver AND o.image = il.image)",
+    )?;
+    let tops = statement.query_map([driver], |row| super::layer_id(row, 0))?;
+    Ok(tops.collect::<std::result::Result<_, _>>()?)
 }
 
 /// One image.

@@ -128,6 +128,13 @@ pub(crate) fn all(tx: &Transaction<'_>) -> Result<Vec<Layer>> {
     query(tx, "ORDER BY id", [])
 }
 
+/// The drivers that keep layers.
+pub(crate) fn drivers(tx: &Transaction<'_>) -> Result<Vec<String>> {
+    let mut statement = tx.prepare_cached("SELECT DISTINCT driver FROM layers ORDER BY driver")?;
+    let drivers = statement.query_map([], |row| row.get(0))?;
+    Ok(drivers.collect::<std::result::Result<_, _>>()?)
+}
+
 /// All layers that are not ready.
 pub(crate) fn not_ready(tx: &Transaction<'_>) -> Result<Vec<Layer>> {
     query(tx, "WHERE state <> 'ready' ORDER BY id DESC", [])
