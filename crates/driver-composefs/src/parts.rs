@@ -15,9 +15,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use vellum_archive::target::{LayerPath, Usage};
 use vellum_driver::home::Home;
-use vellum_driver::{Error, Kind, Result};
+use vellum_driver::{Error, ErrorKind, Kind, Result};
 use vellum_overlayfs::Features;
 use vellum_sys::lock::FileLock;
 use vellum_types::LayerId;
@@ -31,6 +32,8 @@ pub(crate) const TAKING: &str = "taking";
 pub(crate) const UPPER: &str = "diff";
 pub(crate) const WORK: &str = "work";
 const LOCK: &str = ".lock";
+/// How long a collection of objects waits for layers that are being filled.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Overlayfs's mark of a file whose data lie below.
 const METACOPY: &str = "trusted.overlay.metacopy";
 
@@ -69,6 +72,27 @@ impl Parts {
     pub(crate) fn collecting(&self) -> Result<FileLock> {
         FileLock::exclusive(&self.lock_path())
             .map_err(|error| Error::system("take the lock of the objects", error))
+    }
+
+    /// As [`Parts::collecting`], for the objects of layers that are gone. A layer that is being filled can keep the lock for as long as whoever sends it likes, so nobody
+    /// waits for that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`]: a layer is being filled.
+    pub(crate) fn collecting_soon(&self, id: LayerId) -> Result<FileLock> {
+        let failed = |error| Error::system("take the lock of the objects", error).layer(id);
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(lock) = FileLock::try_exclusive(&self.lock_path()).map_err(failed)? {
+                return Ok(lock);
+            }
+            if Instant::now() > until {
+                let reason = "another layer takes objects at this moment, perhaps some of these";
+                let error = Error::new(ErrorKind::InUse, "remove the objects of a layer", reason);
+                return Err(error.layer(id).hint("they go after it"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub(crate) fn reading(&self) -> Result<FileLock> {

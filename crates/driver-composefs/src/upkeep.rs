@@ -42,7 +42,7 @@ impl Composefs {
             // What it had is not known: all that nobody lists goes.
             (true, _) | (false, Some(Err(_))) => None,
         };
-        let _alone = self.parts.collecting()?;
+        let _alone = self.parts.collecting_soon(id)?;
         let mut layers = Vec::new();
         self.home().walk(&mut |id, _| {
             layers.push(id);

@@ -277,7 +277,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// counts as theirs: gives the layers whose [`Driver::usage`] is another one now.
     ///
     /// # Errors
-    /// The file system's.
+    /// The file system's. [`ErrorKind::InUse`]: another layer is being filled and may take what it shares with this one; to be called again after that.
     fn purge(&self, trashed: &Path) -> Result<Vec<LayerId>>;
 
     /// Whether deleting what [`Driver::remove`] moved into the trash takes no more than deleting the files that are in it there.

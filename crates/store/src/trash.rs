@@ -14,12 +14,14 @@
 //! 3. It lets the lock go and looks once more: who renamed between its last look and that moment saw the lock held and
 //!    started nobody.
 //!
+//! What a driver cannot delete while a layer is being filled (the content that it would share) stays, and whoever filled a layer looks at the trash.
+//!
 //! Who is asked to have the space back when it returns (`gc`) waits for the worker's lock and does the rest itself.
 
 use crate::catalog::{Catalog, Durability, layers};
 use crate::layout::Layout;
 use crate::open::Identity;
-use crate::{Error, Result, Store, drivers, files};
+use crate::{Code, Error, Result, Store, drivers, files};
 use std::path::Path;
 use vellum_driver::Driver;
 use vellum_sys::lock::{FileLock, is_held};
@@ -51,18 +53,21 @@ pub(crate) fn measured(layout: &Layout) -> Result<Vec<(String, String, u64)>> {
     Ok(list(layout)?.into_iter().map(measure).collect())
 }
 
-/// Empties the trash before it returns, and says what was in it: a worker that is at it is waited for, and what it left is done here.
+/// Empties the trash before it returns, and says what went: a worker that is at it is waited for, and what it left is done here. What is shared with a layer that is
+/// being filled stays until that is done.
 ///
 /// # Errors
 /// As [`work`]'s.
 pub(crate) fn finish(layout: &Layout) -> Result<Vec<(String, String, u64)>> {
     let lock_path = layout.lock("trash");
     let lock = FileLock::exclusive(&lock_path).map_err(|e| Error::io("take the lock", &lock_path, e))?;
-    let waited = measured(layout)?;
+    let mut waited = measured(layout)?;
     empty(layout)?;
     drop(lock);
     // As a worker does: who renamed in the meantime saw the lock held.
     work(layout.root())?;
+    let left = list(layout)?;
+    waited.retain(|(driver, name, _)| !left.iter().any(|(d, n)| d == driver && n == name));
     Ok(waited)
 }
 
@@ -106,6 +111,8 @@ fn empty(layout: &Layout) -> Result<usize> {
         };
         match purged {
             Ok(()) => deleted += 1,
+            // Another time: when what is at work ends, it looks at the trash itself.
+            Err(e) if e.code() == Code::InUse => {}
             Err(e) => first_error = first_error.or(Some(e)),
         }
     }

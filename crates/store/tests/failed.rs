@@ -126,3 +126,31 @@ fn root_a_failed_load_leaves_the_store_as_it_was() {
         assert_clean(&store);
     }
 }
+
+/// A layer whose reader panics.
+struct Broken;
+
+impl LayerSource for Broken {
+    fn open(&self) -> std::io::Result<Box<dyn std::io::Read + Send>> {
+        panic!("as a program's own reader may")
+    }
+}
+
+#[test]
+fn root_a_source_that_panics_ends_the_load_and_leaves_a_store_that_works() {
+    let Some(place) =
+        Place::new("root_a_source_that_panics_ends_the_load_and_leaves_a_store_that_works", "overlay")
+    else {
+        return;
+    };
+    let store = place.open();
+    let load = std::panic::AssertUnwindSafe(|| {
+        let input = ImageInput { layers: vec![Box::new(Broken)], ..base().input(&["broken"], false) };
+        let _ = store.load_image(input, &Silent);
+    });
+    assert!(std::panic::catch_unwind(load).is_err());
+    store.load_image(Image::simple().input(&["sound"], false), &Silent).unwrap();
+    store.gc(false).unwrap();
+    assert_nothing_to_collect(&store);
+    assert_clean(&store);
+}

@@ -122,10 +122,13 @@ impl Store {
             parallel: self.driver.capabilities().has(Ability::ParallelUnpack),
         };
         point("store.load.begin")?;
-        self.watched(&|e| load.give_up(e), || load.run(input, facts)).map_err(|e| {
+        let loaded = self.watched(&|e| load.give_up(e), || load.run(input, facts)).map_err(|e| {
             load.undo();
             crate::pool::explain(&self.layout, e)
-        })
+        });
+        // What could not go while layers were being filled.
+        self.empty_trash_later();
+        loaded
     }
 
     fn check_depth(&self, layers: usize) -> Result<()> {
@@ -137,6 +140,17 @@ impl Store {
                 format!("it has {layers} layers, and the driver '{}' stacks {limit}", self.driver.name()),
             )),
             _ => Ok(()),
+        }
+    }
+}
+
+/// Has a load end whose source panics in one of its threads; the panic goes on from there.
+struct ToldOfPanics<'a, 'l>(&'a Load<'l>);
+
+impl Drop for ToldOfPanics<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.give_up(Error::new(Code::System, "unpack a layer", "a thread of the load panicked"));
         }
     }
 }
@@ -175,6 +189,7 @@ impl Load<'_> {
 
     /// One worker: takes layers until there are none left.
     fn work(&self) {
+        let _told = ToldOfPanics(self);
         while let Some((index, parent)) = self.board.take(self.parallel) {
             let job = &self.jobs[index];
             match self.one_layer(job, parent) {
