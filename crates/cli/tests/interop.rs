@@ -168,3 +168,52 @@ fn root_containerd_reads_what_is_saved() {
         assert_eq!(diff_ids(&other, "derived:2"), diff_ids(&store, "derived:2"), "{file}");
     }
 }
+
+/// Where the tools of composefs have mounted something.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn root_the_composefs_tools_read_and_mount_a_stores_images() {
+    // They tell no version.
+    let there = |tool: &&str| {
+        let found = std::process::Command::new("which").arg(tool).output();
+        found.is_ok_and(|found| found.status.success())
+    };
+    let tools = ["composefs-info", "mkcomposefs", "mount.composefs", "setfattr"];
+    if let Some(missing) = tools.iter().find(|tool| !there(tool)) {
+        skip!("{missing} is not installed");
+    }
+    if let Some(reason) = refused(&[]) {
+        skip!("{reason}");
+    }
+    let store = Store::new("composefs");
+    store
+        .shell(
+            "mkdir -p t/d theirs && echo short > t/short && : > t/empty && head -c 5000 /dev/urandom > t/d/object &&
+             head -c 300000 /dev/urandom > t/d/large && ln -s short t/link && mknod t/null c 1 3 && mkfifo t/pipe &&
+             setfattr -n user.note -v text t/d/object && setfattr -n trusted.overlay.opaque -v y t/d && chown 7:8 t/d/large &&
+             tar --xattrs --xattrs-include='*' -C t -cf t.tar . && $V import t.tar base:1 && $V create --name c base:1 && $V mount c",
+        )
+        .ok();
+    // Every object is where the image says, under the digest that the tools compute; and they make the same of the same tree.
+    let listed = store.shell("composefs-info objects root/composefs/*/image | sort").ok();
+    let kept = store.shell("cd root/composefs/objects && find * -type f | sort").ok();
+    assert_eq!(listed, kept);
+    let missing =
+        store.shell("composefs-info --basedir=root/composefs/objects missing-objects root/composefs/*/image");
+    assert_eq!(missing.ok(), "");
+    store.shell("mkcomposefs --digest-store=theirs t theirs.img").ok();
+    assert_eq!(store.shell("cd theirs && find * -type f | sort").ok(), kept);
+    // But for the size that the root itself has.
+    let dump = |image: &str| store.shell(&format!("composefs-info dump {image} | tail -n +2")).ok();
+    assert_eq!(dump("root/composefs/*/image"), dump("theirs.img"));
+    store.shell("mkdir mounted && mount.composefs root/composefs/*/image mounted -o basedir=root/composefs/objects").ok();
+    let _mounted = Mounted(store.path("mounted"));
+    store.shell("tar -C t -cf - . | tar -C mounted -df -").ok();
+}
