@@ -337,7 +337,7 @@ fn root_a_flipped_bit_in_where_to_look_for_changes_hides_none() {
     let path = store.mount(&row.id, &MountOptions::default()).unwrap();
     std::fs::write(path.join("mine"), b"mine").unwrap();
     let _ = store.umount(&row.id, true, false).unwrap();
-    let since = place.root().join("btrfs").join(row.layer.to_string()).join("since");
+    let since = place.data().join("btrfs").join(row.layer.to_string()).join("since");
     let sound = std::fs::read(&since).unwrap();
     let wanted = changes(&store, &row.id);
     assert!(wanted.iter().any(|line| line.ends_with("mine")), "{wanted:?}");
