@@ -103,19 +103,23 @@ impl Parts {
     /// Replaces the layer's tree; then nothing is only taken any more. `made`: the objects that were made for it, of which the tree may not need all, because an archive
     /// may name a path twice: listed they go with the layer, as do those that the tree before had made. Gives what the file takes on disk.
     pub(crate) fn put_tree(&self, id: LayerId, root: &Dir, made: &BTreeSet<Digest>) -> io::Result<Usage> {
-        let mut others = made.clone();
+        let mut objects = root.objects();
+        let unlisted = |digest: &Digest| objects.binary_search(digest).is_err();
+        let mut others: BTreeSet<Digest> = made.iter().filter(|digest| unlisted(digest)).copied().collect();
         if let Some(mut file) = self.tree_file(id)? {
-            for digest in tree::objects_in(&mut file)? {
+            for digest in tree::objects_in(&mut file)?.into_iter().filter(unlisted) {
                 if self.objects.stat(&digest)?.and_then(|stat| maker(&stat)) == Some(id) {
                     others.insert(digest);
                 }
             }
         }
+        objects.extend(others);
+        objects.sort_unstable();
         let folder = self.home.folder(id).map_err(io::Error::other)?.ok_or(io::ErrorKind::NotFound)?;
         let fresh = format!("{TREE}.new");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut file = File::from(rustix::fs::openat(&folder, &fresh, flags, Mode::RUSR | Mode::WUSR)?);
-        file.write_all(&tree::write(root, &others))?;
+        file.write_all(&tree::write(root, &objects))?;
         let stat = rustix::fs::fstat(&file)?;
         rustix::fs::renameat(&folder, &fresh, &folder, TREE)?;
         for gone in [IMAGE, TAKING] {

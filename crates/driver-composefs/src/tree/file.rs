@@ -21,7 +21,7 @@
 
 use super::{Attr, Content, DEEPEST, Dir, Entry, Leaf, What};
 use crate::digest::Digest;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io::{self, Read};
 use std::sync::Arc;
 use vellum_archive::target::{Node, Time};
@@ -29,18 +29,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"VLMTREE1";
 
-/// The file's bytes. `others`: objects that are listed, too, although nothing in the tree needs them.
-pub(crate) fn write(root: &Dir, others: &BTreeSet<Digest>) -> Vec<u8> {
-    let mut objects = root.objects();
-    if !others.is_empty() {
-        objects.extend(others);
-        objects.sort_unstable();
-        objects.dedup();
-    }
+/// The file's bytes. `objects`: the list, sorted: all that the tree needs, and what else is to go with it.
+pub(crate) fn write(root: &Dir, objects: &[Digest]) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(&(objects.len() as u64).to_le_bytes());
     objects.iter().for_each(|digest| out.extend_from_slice(&digest.0));
-    let mut writer = Writer { out, objects: &objects, leaves: HashMap::new() };
+    let mut writer = Writer { out, objects, leaves: HashMap::new() };
     writer.dir(root);
     let mut out = writer.out;
     let checksum = xxh3_64(&out);
@@ -92,7 +86,7 @@ impl Writer<'_> {
             What::File { content: Content::Inline(bytes), .. } | What::Symlink(bytes) => self.text(bytes),
             What::File { size, content: Content::Object(digest) } => {
                 self.number(*size);
-                // It is there: the list was made of this tree.
+                // It is there: the list has all objects of this tree.
                 let place = self.objects.binary_search(digest).unwrap_or_else(|place| place);
                 self.number(place as u64);
             }
@@ -335,15 +329,16 @@ mod tests {
     #[test]
     fn plain_what_is_written_is_read() {
         let tree = sample();
-        let bytes = write(&tree, &BTreeSet::new());
+        let bytes = write(&tree, &tree.objects());
         let back = read(&bytes).unwrap();
         assert_eq!(*back, tree);
         assert_eq!(objects_in(&mut &bytes[..]).unwrap(), tree.objects());
         let other = Hasher::of(b"replaced");
-        let with_other = write(&tree, &BTreeSet::from([other, tree.objects()[0]]));
+        let mut list = [tree.objects(), vec![other]].concat();
+        list.sort_unstable();
+        let with_other = write(&tree, &list);
         assert_eq!(*read(&with_other).unwrap(), tree);
-        let listed = objects_in(&mut &with_other[..]).unwrap();
-        assert!(listed.is_sorted() && listed.contains(&other) && listed.len() == tree.objects().len() + 1);
+        assert_eq!(objects_in(&mut &with_other[..]).unwrap(), list);
         let (Some(Entry::Leaf(a)), Some(Entry::Leaf(b))) =
             (back.entries.get(&b"shared"[..]), back.entries.get(&b"again"[..]))
         else {
@@ -354,7 +349,7 @@ mod tests {
 
     #[test]
     fn plain_damage_is_found() {
-        let bytes = write(&sample(), &BTreeSet::new());
+        let bytes = write(&sample(), &sample().objects());
         for at in 0..bytes.len() {
             assert!(read(&bytes[..at]).is_err(), "cut at {at}");
             let mut flipped = bytes.clone();
@@ -365,7 +360,7 @@ mod tests {
 
     #[test]
     fn plain_a_sound_checksum_over_nonsense_is_no_harm() {
-        let bytes = write(&sample(), &BTreeSet::new());
+        let bytes = write(&sample(), &sample().objects());
         for at in 0..bytes.len() - 8 {
             for value in [0, 1, 0x7f, 0x80, 0xff, b'd', b'h'] {
                 let mut forged = bytes[..bytes.len() - 8].to_vec();
