@@ -5,6 +5,7 @@ mod flat;
 mod life;
 mod load;
 mod serve;
+mod snapshots;
 mod within;
 
 use crate::run::{Cost, Error, measure};
@@ -41,6 +42,8 @@ pub(crate) const ALL: &[Line] = &[
     Line { name: "flattened load", measure: flat::load },
     Line { name: "flattened page cache", measure: flat::cache },
     Line { name: "flattened space", measure: flat::space },
+    Line { name: "btrfs containers", measure: snapshots::containers },
+    Line { name: "btrfs load", measure: snapshots::load },
     Line { name: "containerd's socket", measure: serve::socket },
     Line { name: "docker 28 builds", measure: serve::docker },
     Line { name: "containerd 2 unpacks", measure: serve::unpack },

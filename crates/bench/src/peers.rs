@@ -5,12 +5,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// `podman` with a store of its own.
+/// `podman` with a store of its own, on overlay.
 pub(crate) fn podman(root: &Path) -> Result<Command, Error> {
+    podman_with("overlay", root)
+}
+
+/// The same with a storage driver.
+pub(crate) fn podman_with(driver: &str, root: &Path) -> Result<Command, Error> {
     let mut command = Command::new(tool("podman")?);
     command.arg("--root").arg(root.join("podman")).arg("--runroot").arg(root.join("podman-run")).args([
         "--storage-driver",
-        "overlay",
+        driver,
         "--cgroup-manager",
         "cgroupfs",
         "--events-backend",

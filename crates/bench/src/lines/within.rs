@@ -16,17 +16,17 @@ use vellum_store::{CreateOptions, OpenOptions, Store};
 use vellum_sys::mount::{FsContext, unmount};
 use vellum_types::LayerId;
 
-const TIMES: u32 = 60;
+pub(super) const TIMES: u32 = 60;
 
 /// What the catalog's transaction writes, about.
-const LOG_BYTES: usize = 32 << 10;
+pub(super) const LOG_BYTES: usize = 32 << 10;
 
-fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Error {
+pub(super) fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Error {
     move |error| Error::at(what)(std::io::Error::other(error.to_string()))
 }
 
 /// The median of what `once` took, in milliseconds; `undo` is not counted.
-fn median<T>(
+pub(super) fn median<T>(
     mut once: impl FnMut(u32) -> Result<T, Error>,
     mut undo: impl FnMut(T) -> Result<(), Error>,
 ) -> Result<f64, Error> {
