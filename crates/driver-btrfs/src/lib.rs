@@ -58,6 +58,8 @@
 //!   and so it does where the two numbers differ (a flipped bit) or are later than the tree itself (it came from another file system).
 //! - *"No space left" with free space shown*: chunks of the file system hold room of the wrong kind. What creates, copies and commits runs the balance that frees it and tries
 //!   once more; unpacking looks before it begins, and `gc` after its work (module `room`). `status` says how the devices are set aside.
+//! - *Layers of an image are unpacked one after the other*: a layer's tree begins as a snapshot of its parent's. What is unpacked by itself would have to be joined by reflinks, which
+//!   makes every file a second time, because nothing can be renamed from one subvolume into another. The store decompresses a layer in one thread while another applies it.
 //! - *Containers share no page cache*: each snapshot has inodes of its own. That is the price of this driver.
 //! - The ioctls need privileges of the host: a user's own store cannot use this driver.
 

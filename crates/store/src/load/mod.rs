@@ -2,8 +2,8 @@
 //!
 //! 1. The floor of free space is looked at; a descriptor of the data's folder is opened, so that every error of a later write-back
 //!    is seen by the barrier.
-//! 2. Layers are unpacked, by several workers where the driver can join layers later, else one after the other. A worker takes
-//!    the lowest layer that nobody has:
+//! 2. Layers are unpacked, by several workers where the driver can join layers later, else one after the other, each decompressed by a thread of its own
+//!    while it is applied. A worker takes the lowest layer that nobody has:
 //!    - *claim* (a transaction that is not synced): a layer of this chain ID that is ready is pinned and used, unless it is known to be
 //!      damaged or not on disk: then a sound one is unpacked and takes its place ([`crate::mend`]); one that another
 //!      living operation stages is left to it; one of a dead operation is rolled back; else an intent is made.
@@ -20,6 +20,7 @@
 //! On an error all intents are rolled back, and layers that this load made ready and that nothing else uses go too.
 //! Memory does not grow with the image: a worker has one decoder, one buffer, and what the target keeps for each entry.
 
+mod ahead;
 mod board;
 mod claim;
 mod group;
@@ -158,9 +159,8 @@ impl Drop for ToldOfPanics<'_, '_> {
 impl Load<'_> {
     fn run(&self, input: &ImageInput<'_>, facts: &imageconfig::Facts) -> Result<LoadReport> {
         let mut group = Group::open(self)?;
-        let workers = if self.parallel { self.store.worker_count() } else { 1 }.min(self.jobs.len());
         std::thread::scope(|scope| {
-            for _ in 0..workers {
+            for _ in 0..self.workers() {
                 scope.spawn(|| self.work());
             }
             let out = self.coordinate(&mut group);
@@ -185,6 +185,16 @@ impl Load<'_> {
                 .map(|(index, path, reason)| LeftOut { diff_id: self.jobs[index].diff_id, path, reason })
                 .collect(),
         })
+    }
+
+    /// How many layers are unpacked at once.
+    fn workers(&self) -> usize {
+        if self.parallel { self.store.worker_count() } else { 1 }.min(self.jobs.len())
+    }
+
+    /// Whether a layer is decompressed and applied by two threads: where otherwise one would do it all.
+    fn reads_ahead(&self) -> bool {
+        self.workers() == 1 && self.store.worker_count() > 1
     }
 
     /// One worker: takes layers until there are none left.

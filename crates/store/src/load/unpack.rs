@@ -1,5 +1,6 @@
 //! One layer, from its blob to the driver's folder.
 
+use super::ahead::read_ahead;
 use super::{Job, Load};
 use crate::catalog::{Durability, layers};
 use crate::faults::point;
@@ -128,13 +129,20 @@ impl Load<'_> {
         point("store.load.created")?;
         let mut blob =
             BlobReader::open(self, job, facts, self.keep_blobs.then(|| temporary(self, job.index)))?;
-        let decoder = Decoder::new(&mut blob).map_err(|e| not_decompressed("decompress the layer", e))?;
-        let mut tar = BufReader::with_capacity(256 << 10, decoder);
-        let filled = apply_stream(store, id, &mut tar, None)?;
-        // What follows the archive inside the compressed stream belongs to the blob.
-        std::io::copy(&mut tar, &mut std::io::sink())
-            .map_err(|e| Error::caused(Code::Archive, "read the layer to its end", e))?;
-        drop(tar);
+        let mut decoder = Decoder::new(&mut blob).map_err(|e| not_decompressed("decompress the layer", e))?;
+        let fill = |tar: &mut dyn Read| {
+            let filled = apply_stream(store, id, tar, None)?;
+            // What follows the archive inside the compressed stream belongs to the blob.
+            std::io::copy(tar, &mut std::io::sink())
+                .map_err(|e| Error::caused(Code::Archive, "read the layer to its end", e))?;
+            Ok::<_, Error>(filled)
+        };
+        let filled = if self.reads_ahead() {
+            read_ahead(&mut decoder, fill)?
+        } else {
+            fill(&mut BufReader::with_capacity(256 << 10, &mut decoder))?
+        };
+        drop(decoder);
         if filled.diff_id != job.diff_id {
             return Err(Error::new(
                 Code::Archive,
