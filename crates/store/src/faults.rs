@@ -182,6 +182,7 @@ mod tests {
         ("rewrite_layer_files", "`store.repair.blob` comes before it, and check does it again"),
         ("remove_layers", "`store.reset.unmounted` comes after it"),
         ("sync_staged", "`store.stage.synced` comes after it"),
+        ("collect_prepared", "what is taken away is made again when it is needed, and measured then"),
     ];
 
     #[test]
