@@ -1,6 +1,6 @@
 //! Check: everything is compared with everything.
 //!
-//! 1. SQLite's own check of the catalog, and of its references.
+//! 1. Flipped bits in the catalog's log, before SQLite opens it; SQLite's own check of the catalog, and of its references.
 //! 2. What killed processes left is cleaned up: it is no finding.
 //! 3. Every image: its configuration has its digest, and its layers are those the configuration names; the file beside it is right.
 //! 4. Every layer (several at once): the driver has it, with the same kind and parent, and finds its structure sound;
@@ -11,7 +11,7 @@
 //! A finding about something that was removed meanwhile is dropped. Nothing is locked: a check may run for long.
 
 use crate::catalog::layers::{Layer, Role, State};
-use crate::catalog::{Durability, damage, images, intents, layers};
+use crate::catalog::{Durability, damage, flip, images, intents, layers};
 use crate::layerfiles::{ImageFile, LayerFile};
 use crate::open::Identity;
 use crate::repair::unpack_helps;
@@ -87,12 +87,33 @@ impl Store {
     /// # Errors
     /// As [`Store::open`], [`Store::rebuild`] and [`Store::check`].
     pub fn check_at(options: &OpenOptions, repair: bool, progress: &dyn Progress) -> Result<Vec<Finding>> {
-        let damaged = match Self::open(options).and_then(|store| store.check(repair, progress)) {
+        let layout = crate::layout::Layout::new(&options.root);
+        let flip = flip::look(&layout.catalog(), &layout.lock("write"), repair)?;
+        let flipped = flip.map(|flip| {
+            let mut found = Found::new(findings::CATALOG_LOG, "catalog".into(), flip.to_string());
+            found.finding.path = Some(layout.catalog().display().to_string() + "-wal");
+            let how = if flip.is_known() { "it was flipped back" } else { "the catalog is made anew" };
+            found.finding.repaired = repair.then(|| how.into());
+            advise(&mut found);
+            found.finding
+        });
+        if let (Some(finding), false) = (&flipped, repair) {
+            // SQLite would forget what follows, and the next change would be written over it.
+            return Ok(vec![finding.clone()]);
+        }
+        let with_log = |findings: Vec<Finding>| flipped.iter().cloned().chain(findings).collect();
+        let opened = match flip {
+            Some(flip) if !flip.is_known() => {
+                Err(Error::new(Code::Damaged, "read the catalog's log", flip.to_string()))
+            }
+            _ => Self::open(options).and_then(|store| store.check(repair, progress)),
+        };
+        let damaged = match opened {
             Err(e) if e.code() == Code::Damaged => e,
-            result => return result,
+            result => return result.map(with_log),
         };
         if !repair {
-            let lost = !crate::layout::Layout::new(&options.root).catalog().exists();
+            let lost = !layout.catalog().exists();
             let id = if lost { findings::CATALOG_LOST } else { findings::CATALOG_UNSOUND };
             let mut found = Found::new(id, "catalog".into(), told(&damaged));
             advise(&mut found);
@@ -100,7 +121,7 @@ impl Store {
         }
         let mut findings = Self::rebuild(options)?;
         findings.extend(Self::open(options)?.check(true, progress)?);
-        Ok(findings)
+        Ok(with_log(findings))
     }
 
     /// Compares everything in the store with everything, and with `repair` mends what can be mended. Layers are what the progress
@@ -441,6 +462,7 @@ pub(crate) fn advise(found: &mut Found) {
             | findings::BLOB_WRONG
             | findings::CATALOG_UNSOUND
             | findings::CATALOG_LOST
+            | findings::CATALOG_LOG
     );
     let hint = match &found.layer {
         _ if repairable => "`vellum check --repair` mends it",

@@ -25,6 +25,7 @@ findings! {
     CATALOG_LOST = "VLM-C002", "the catalog is missing", "the catalog is rebuilt from what lies on disk";
     CATALOG_DROPPED = "VLM-C003", "something could not be taken over into the rebuilt catalog",
         "none: load the image again";
+    CATALOG_LOG = "VLM-C004", "a bit of the catalog's log was flipped", "flipped back";
     IDENTITY = "VLM-S001", "the file store.json is missing, damaged or wrong", "written anew from the catalog";
     LAYER_LOST = "VLM-L001", "a layer of the catalog is not on disk", "unpacked again, if its blob was kept; else loading the image does it";
     LAYER_STRUCTURE = "VLM-L002", "the driver's own files of a layer are damaged",

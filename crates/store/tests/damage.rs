@@ -353,3 +353,48 @@ fn root_a_flipped_bit_in_where_to_look_for_changes_hides_none() {
         assert_eq!(changes(&store, &row.id), wanted, "{other:?}");
     }
 }
+
+/// The bytes of the catalog's log that are of its latest beginning: those that SQLite reads.
+fn live_log(log: &[u8]) -> usize {
+    let frame = 24 + 4096;
+    let own =
+        |number: &usize| log.get(32 + number * frame + 8..).is_some_and(|bytes| bytes[..8] == log[16..24]);
+    32 + (0..log.len() / frame).take_while(own).count() * frame
+}
+
+#[test]
+fn root_a_flipped_bit_in_the_catalogs_log_is_found_and_nothing_is_lost() {
+    let test = "root_a_flipped_bit_in_the_catalogs_log_is_found_and_nothing_is_lost";
+    let Some((place, store)) = furnished(test, "overlay") else { return };
+    let image = store.images().unwrap()[0].id;
+    drop(store);
+    let path = place.root().join("catalog.db-wal");
+    let (mut flipped_back, mut made_anew) = (0, 0);
+    for round in 0..40_usize {
+        let store = place.open();
+        store.tag(&image, &format!("round:{round}").parse().unwrap()).unwrap();
+        let names = store.images().unwrap();
+        let containers = store.containers().unwrap();
+        drop(store);
+        let sound = std::fs::read(&path).unwrap();
+        let live = live_log(&sound);
+        let mut log = sound.clone();
+        // Anywhere, the last frame and the uppermost bits among them.
+        let byte = if round % 4 == 0 { live - 1 - round * 8 } else { round * 7919 % live };
+        log[byte] ^= 1 << (round % 8);
+        std::fs::write(&path, &log).unwrap();
+        let found = Store::check_at(&place.options(), false, &Silent).unwrap();
+        assert_eq!(found.len(), 1, "round {round}: {found:#?}");
+        assert_eq!((found[0].id, found[0].repaired.as_deref()), ("VLM-C004", None));
+        assert!(found[0].path.as_ref().unwrap().ends_with("catalog.db-wal"), "{found:#?}");
+        assert!(std::fs::read(&path).unwrap() == log, "a check without repair changes nothing");
+        let mended = Store::check_at(&place.options(), true, &Silent).unwrap();
+        assert!(mended.iter().all(|finding| finding.repaired.is_some()), "round {round}: {mended:#?}");
+        *(if mended.len() == 1 { &mut flipped_back } else { &mut made_anew }) += 1;
+        assert_eq!(Store::check_at(&place.options(), false, &Silent).unwrap(), [], "round {round}");
+        let store = place.open();
+        assert_eq!(store.images().unwrap(), names, "round {round}");
+        assert_eq!(store.containers().unwrap().len(), containers.len(), "round {round}");
+    }
+    assert!(flipped_back > 20 && made_anew > 0, "{flipped_back} flipped back, {made_anew} made anew");
+}

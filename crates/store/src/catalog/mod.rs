@@ -22,12 +22,10 @@
 //! always all from some moment on, and what they spoke of is then on disk and unrecorded, which is garbage. FULL commits
 //! are synced, and with them all that was committed before; [`log`] says how, and what others may see of them by then.
 //!
-//! # What no check finds
-//! A bit that flips in the log (`-wal`) between two checkpoints. SQLite takes a frame whose checksum is wrong for one that a power cut tore, and
-//! reads the log only up to the commit before it: later ones are gone, though they were synced. The rule that opens a log after
-//! a power cut is the same one, and nothing in the file tells the two apart. Nor do the files beside layers: they are written before their rows
-//! are committed, so that one which the catalog does not know, however new, is what a killed or cut-off operation leaves, and is garbage.
-//! What bounds the loss is the log's length (64 pages, of a server's 224, then the file is checkpointed) and that images can be loaded again.
+//! # A flipped bit in the log
+//! SQLite takes a frame of the log (`-wal`) whose checksum is wrong for one that a power cut tore, and reads only up to the commit before it. A check ([`Store::check_at`](crate::Store::check_at)) tells the two
+//! apart before SQLite opens the catalog ([`flip`]), and mends it. Other commands do not read the log a second time: the first one that changes something goes on from the commit before the flipped bit, and
+//! later ones are lost. What bounds that is the log's length (64 pages, of a server's 224, then it is written into the file), and that images can be loaded again.
 //!
 //! # Rules
 //! - `catalog.db` is opened by SQLite and nobody else: closing any other descriptor of it would drop its locks.
@@ -42,6 +40,7 @@
 
 pub(crate) mod containers;
 pub(crate) mod damage;
+pub(crate) mod flip;
 pub(crate) mod images;
 pub(crate) mod intents;
 pub(crate) mod layers;
