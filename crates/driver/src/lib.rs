@@ -90,7 +90,7 @@ pub use diff::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use plan::{
-    ClassicMount, Device, Mount, MountOption, MountPlan, MountSource, PathRef, Step, View, Views,
+    ClassicMount, Device, Mount, MountOption, MountPlan, MountSource, Owners, PathRef, Step, View, Views,
 };
 pub use select::{
     Factory, PRIORITY_CLASSIC_FREEBSD, PRIORITY_CLASSIC_LINUX, PRIORITY_CLASSIC_WINDOWS, PRIORITY_TODAY,

@@ -17,6 +17,7 @@
 use crate::Result;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use vellum_types::Digest;
 
 /// How to mount a layer. See the module's documentation.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -46,6 +47,24 @@ pub enum Step {
         /// The mount.
         mount: Mount,
     },
+    /// A second mount of what lies at a path, with the owners of its files mapped: another [`Step::Shared`].
+    Mapped {
+        /// As that of [`Step::Shared`].
+        key: String,
+        /// What is mounted once more.
+        of: PathRef,
+        /// How.
+        owners: Owners,
+    },
+}
+
+/// Owners as a user namespace maps them.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Owners {
+    /// Users: `inside:outside:size`, several joined by commas.
+    pub uids: String,
+    /// Groups, in the same way.
+    pub gids: String,
 }
 
 /// A device to activate.
@@ -145,6 +164,31 @@ impl MountPlan {
             (MountSource::Path(path), "bind", true) => Some(path),
             _ => None,
         }
+    }
+
+    /// The same tree with the owners of its lower layers mapped by steps of the plan: for an overlay with data-only layers, whose `::` nobody else can map. Data-only layers
+    /// stay as they are, since an overlay takes owners from elsewhere. `None` for other plans.
+    pub fn with_lower_owners(&self, owners: &Owners) -> Option<Self> {
+        let is = |option: &MountOption, wanted: &str| matches!(option, MountOption::Path(word, _) if word == wanted);
+        if !self.root.options.iter().any(|option| is(option, "datadir+")) {
+            return None;
+        }
+        let maps = Digest::sha256(format!("{} {}", owners.uids, owners.gids).as_bytes()).hex();
+        let mut plan = self.clone();
+        for option in &mut plan.root.options {
+            let MountOption::Path(word, path) = option else { continue };
+            if word != "lowerdir+" {
+                continue;
+            }
+            let of = match &*path {
+                PathRef::Prepared(key) => key.clone(),
+                PathRef::Host(path) => Digest::sha256(path.as_os_str().as_encoded_bytes()).hex(),
+            };
+            let key = format!("{of}-{}", &maps[..16]);
+            let of = std::mem::replace(path, PathRef::Prepared(key.clone()));
+            plan.prepare.push(Step::Mapped { key, of, owners: owners.clone() });
+        }
+        Some(plan)
     }
 
     /// The root mount as classic strings, for somebody else to perform; `None` if the plan has steps that only the

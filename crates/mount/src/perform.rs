@@ -5,7 +5,7 @@ use rustix::mount::MountAttrFlags;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::Path;
-use vellum_driver::{Device, Mount, MountOption, MountSource, PathRef};
+use vellum_driver::{Device, Mount, MountOption, MountSource, Owners, PathRef};
 use vellum_sys::loopdev::LoopDevice;
 use vellum_sys::mount::{DetachedMount, FsContext, MountError};
 
@@ -67,6 +67,29 @@ fn bind(mount: &Mount, made: &Made, attributes: MountAttrFlags, what: &str) -> R
     if !attributes.is_empty() {
         detached.set_attributes(attributes).map_err(fail())?;
     }
+    Ok(detached)
+}
+
+/// A second mount of what lies at a path, with mapped owners.
+pub(crate) fn mapped(of: &PathRef, owners: &Owners, made: &Made, key: &str) -> Result<DetachedMount> {
+    let path: &Path = match of {
+        PathRef::Host(path) => path,
+        PathRef::Prepared(of) => match made.get(of) {
+            Some(Prepared::Placed(path)) => path,
+            _ => {
+                return Err(Error::plan(format!(
+                    "the owners of the step '{of}', which has no place, cannot be mapped"
+                )));
+            }
+        },
+    };
+    let namespace = vellum_sys::ns::mapped(&owners.uids, &owners.gids)
+        .map_err(|error| Error::io("make a user namespace to map the owners of", path, error))?;
+    let detached = DetachedMount::of_tree(path)
+        .map_err(kernel(format!("bind {} for the step {key}", path.display())))?;
+    detached
+        .set_idmap(namespace.as_fd())
+        .map_err(kernel(format!("map the owners of {} for the step {key}", path.display())))?;
     Ok(detached)
 }
 

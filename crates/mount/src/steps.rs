@@ -6,14 +6,15 @@ use crate::{Error, Mounter, Result};
 use rustix::fs::AtFlags;
 use rustix::mount::MountAttrFlags;
 use std::path::PathBuf;
-use vellum_driver::{Device, Mount, Step};
+use vellum_driver::{Device, Step};
 use vellum_sys::fault;
+use vellum_sys::mount::DetachedMount;
 use vellum_sys::mountinfo::Presence;
 use vellum_types::LayerId;
 
 pub(crate) fn key_of(step: &Step) -> Result<&str> {
     match step {
-        Step::Activate { key, .. } | Step::Shared { key, .. } => {
+        Step::Activate { key, .. } | Step::Shared { key, .. } | Step::Mapped { key, .. } => {
             if crate::runtime::is_file_name(key) {
                 Ok(key)
             } else {
@@ -43,13 +44,21 @@ impl Mounter {
                 self.point("mount.step.recorded", key)?;
                 Prepared::Device(device)
             }
-            Step::Shared { mount, .. } => {
+            Step::Shared { .. } | Step::Mapped { .. } => {
                 let place = self.shared_place(key);
                 if let Some(state) = self.live_mount(known, &place)? {
                     locked.write(&StepRecord { state, holders })?;
                 } else {
+                    self.make_mountpoint(self.shared()?, key, &place)?;
+                    let detached = match step {
+                        Step::Mapped { of, owners, .. } => perform::mapped(of, owners, made, key)?,
+                        Step::Shared { mount, .. } => {
+                            self.make(mount, made, MountAttrFlags::empty(), &format!("the step {key}"))?
+                        }
+                        _ => return Err(Error::plan("a step that is no mount")),
+                    };
                     let record = |state| locked.write(&StepRecord { state, holders });
-                    self.make_shared(mount, key, made, record)?;
+                    self.place_shared(detached, key, record)?;
                 }
                 Prepared::Placed(place)
             }
@@ -79,16 +88,13 @@ impl Mounter {
         Ok((self.presence(&name, place)? == Presence::There).then_some(StepState::Mount(name)))
     }
 
-    fn make_shared(
+    fn place_shared(
         &self,
-        mount: &Mount,
+        detached: DetachedMount,
         key: &str,
-        made: &Made,
         record: impl FnOnce(StepState) -> Result<()>,
     ) -> Result<()> {
         let place = self.shared_place(key);
-        self.make_mountpoint(self.shared()?, key, &place)?;
-        let detached = self.make(mount, made, MountAttrFlags::empty(), &format!("the step {key}"))?;
         self.point("mount.step.made", key)?;
         let id = detached.id().map_err(|error| Error::io("identify the mount for", &place, error))?;
         record(StepState::Mount(MountName::new(self.boot, self.namespace, id)))?;

@@ -104,4 +104,4 @@ pub use keeper::Keeper;
 pub use model::*;
 pub use pool::{PoolCheck, PoolFs, PoolSpec, PoolStatus};
 pub use store::Store;
-pub use views::{Labels, SnapshotKind, SnapshotRow, Snapshots};
+pub use views::{Labels, Mapping, SnapshotKind, SnapshotRow, Snapshots};

@@ -18,8 +18,17 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use vellum_archive::target::{Joints, Usage};
-use vellum_driver::{ClassicMount, Driver, MountOptions, MountPlan};
+use vellum_driver::{ClassicMount, Driver, MountOptions, MountPlan, Owners};
 use vellum_types::LayerId;
+
+/// Owners of a snapshot that is mounted for a user namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    /// The namespace's maps.
+    pub owners: Owners,
+    /// Whom the namespace's root is on the host: user and group.
+    pub root: (u32, u32),
+}
 
 /// What a snapshot is, in containerd's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,15 +265,18 @@ impl Snapshots<'_> {
     /// How somebody else mounts a snapshot: the mounts as strings, to be performed one after the other.
     ///
     /// `row` is the snapshot as it was found just now. Where the driver's plan is more than such strings can say, what is missing is mounted by the store's mounter, and stays until the snapshot is
-    /// removed or the machine is started anew; asking again finds it, or makes it again. `owner` is whom the root of an active snapshot belongs to when the front end
-    /// maps the owners of lower layers, and not those of the upper one.
+    /// removed or the machine is started anew; asking again finds it, or makes it again.
+    ///
+    /// With `mapping` the owners of lower layers are mapped, and the root of an active snapshot belongs to the mapped root. Where the front end can do the first, the
+    /// mounts have the options `uidmap` and `gidmap` for it; an overlay with data-only layers, which it cannot map, is prepared.
     ///
     /// # Errors
     /// [`Code::NotFound`]; the driver's; the kernel's.
-    pub fn hand_out(&self, row: &SnapshotRow, owner: Option<(u32, u32)>) -> Result<Vec<ClassicMount>> {
+    pub fn hand_out(&self, row: &SnapshotRow, mapping: Option<&Mapping>) -> Result<Vec<ClassicMount>> {
         let store = self.store;
         let driver = self.whole(row)?;
-        if let Some((uid, gid)) = owner
+        if let Some((uid, gid)) =
+            mapping.filter(|_| row.kind == SnapshotKind::Active).map(|mapping| mapping.root)
             && let Some(folder) = driver.own_folder(row.layer)?
         {
             let folder = crate::layout::open_folder(&folder)?;
@@ -275,17 +287,38 @@ impl Snapshots<'_> {
         let options = MountOptions { read_only, by_others: true, ..MountOptions::default() };
         let _reading = store.reading_layers()?;
         let plan = driver.mounts(row.layer, &options)?;
+        let prepared = mapping.and_then(|mapping| plan.with_lower_owners(&mapping.owners));
+        // What is not prepared, the front end maps.
+        let told = mapping.filter(|_| prepared.is_none());
+        let plan = prepared.unwrap_or(plan);
+        let mounts = self.strings(row, &plan)?;
+        Ok(match told {
+            None => mounts,
+            Some(Mapping { owners, .. }) => {
+                let words = [format!("uidmap={}", owners.uids), format!("gidmap={}", owners.gids)];
+                let told = |mut mount: ClassicMount| {
+                    mount.options.extend(words.clone());
+                    mount
+                };
+                mounts.into_iter().map(told).collect()
+            }
+        })
+    }
+
+    /// The plan as strings, after what they cannot say was prepared.
+    fn strings(&self, row: &SnapshotRow, plan: &MountPlan) -> Result<Vec<ClassicMount>> {
+        let store = self.store;
         if let Some(mounts) = plan.classic() {
             return Ok(mounts);
         }
-        if let Some(root) = store.mounter.hold(row.layer, &plan).map_err(Error::from)?
+        if let Some(root) = store.mounter.hold(row.layer, plan).map_err(Error::from)?
             && let Some(mounts) = MountPlan::of(root).classic()
         {
             return Ok(mounts);
         }
         let place = match store.mounter.mounted(row.layer).map_err(Error::from)? {
             Some(record) => record.target,
-            None => store.mounter.acquire(row.layer, &plan).map_err(Error::from)?,
+            None => store.mounter.acquire(row.layer, plan).map_err(Error::from)?,
         };
         MountPlan::bind(place, plan.root.read_only).classic().ok_or_else(|| {
             let what = format!("mount the snapshot '{}'", row.key);

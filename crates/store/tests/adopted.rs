@@ -4,6 +4,7 @@ mod common;
 
 use common::*;
 use std::os::unix::fs::MetadataExt as _;
+use vellum_driver::Owners;
 use vellum_store::*;
 use vellum_types::{ChainId, DiffId, Digest};
 
@@ -110,8 +111,10 @@ fn root_what_is_handed_out_is_the_same_each_time_and_belongs_to_the_owner() {
         snapshots.commit("base", "base-committed", None, &Labels::new()).unwrap_err();
         snapshots.commit("committed", "base", None, &Labels::new()).unwrap();
         snapshots.prepare("box", Some("committed"), &Labels::new()).unwrap();
-        let handed = snapshots.hand_out(&snapshots.stat("box").unwrap(), Some((1234, 5678))).unwrap();
-        assert_eq!(handed, snapshots.hand_out(&snapshots.stat("box").unwrap(), Some((1234, 5678))).unwrap());
+        let owners = Owners { uids: "0:1234:10".into(), gids: "0:5678:10".into() };
+        let mapping = Mapping { owners, root: (1234, 5678) };
+        let handed = snapshots.hand_out(&snapshots.stat("box").unwrap(), Some(&mapping)).unwrap();
+        assert_eq!(handed, snapshots.hand_out(&snapshots.stat("box").unwrap(), Some(&mapping)).unwrap());
         // Where a bind mount is handed out, the front end maps the owners of all of it.
         if let Some(upper) = handed[0].options.iter().find_map(|option| option.strip_prefix("upperdir=")) {
             let meta = std::fs::metadata(upper).unwrap();

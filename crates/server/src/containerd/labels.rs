@@ -1,6 +1,7 @@
 //! What labels of a snapshot ask of it.
 
-use vellum_store::Labels;
+use vellum_driver::Owners;
+use vellum_store::{Labels, Mapping};
 use vellum_types::Size;
 
 const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
@@ -34,24 +35,14 @@ pub(super) fn max_size(labels: &Labels) -> Result<Option<Size>, String> {
     text.parse().map(Some).map_err(wrong)
 }
 
-/// Owners of a user namespace, as containerd writes them for its mounts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mapping {
-    /// `uidmap=` without the word.
-    pub(super) uids: String,
-    /// `gidmap=` without the word.
-    pub(super) gids: String,
-    /// Whom the namespace's root is on the host.
-    pub(super) root: (u32, u32),
-}
-
 /// The mapping of a snapshot, if it has one.
 pub(super) fn mapping(labels: &Labels) -> Result<Option<Mapping>, String> {
     match (labels.get(UID_MAPPING), labels.get(GID_MAPPING)) {
         (None, None) => Ok(None),
         (Some(uids), Some(gids)) => {
             let root = (root_of(UID_MAPPING, uids)?, root_of(GID_MAPPING, gids)?);
-            Ok(Some(Mapping { uids: uids.clone(), gids: gids.clone(), root }))
+            let owners = Owners { uids: uids.clone(), gids: gids.clone() };
+            Ok(Some(Mapping { owners, root }))
         }
         _ => Err(format!("one of the labels {UID_MAPPING} and {GID_MAPPING} is missing")),
     }

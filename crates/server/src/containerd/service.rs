@@ -15,7 +15,7 @@ use crate::work::{self, Length};
 use std::sync::Arc;
 use tonic::{Code, Request, Response, Status};
 use vellum_driver::Ability;
-use vellum_store::{Labels, SnapshotKind, SnapshotRow, Snapshots, Store};
+use vellum_store::{Labels, Mapping, SnapshotKind, SnapshotRow, Snapshots, Store};
 
 /// Snapshots of a List in one message.
 const CHUNK: usize = 100;
@@ -120,19 +120,13 @@ impl Inner {
         })
     }
 
-    fn hand_out(
-        &self,
-        row: &SnapshotRow,
-        mapping: Option<&labels::Mapping>,
-    ) -> Result<Vec<ApiMount>, Status> {
+    fn hand_out(&self, row: &SnapshotRow, mapping: Option<&Mapping>) -> Result<Vec<ApiMount>, Status> {
         if row.kind == SnapshotKind::Committed {
             let text =
                 format!("the snapshot '{}' is committed: only active ones and views are mounted", row.key);
             return Err(Status::failed_precondition(text));
         }
-        let owner = mapping.filter(|_| row.kind == SnapshotKind::Active).map(|mapping| mapping.root);
-        let handed = self.snapshots().hand_out(row, owner).map_err(told)?;
-        Ok(handing::mounts(handed, mapping))
+        self.snapshots().hand_out(row, mapping).map(handing::mounts).map_err(told)
     }
 
     fn update(&self, request: UpdateSnapshotRequest) -> Result<SnapshotRow, Status> {

@@ -236,6 +236,90 @@ fn root_mapped_owners_are_told_with_the_mounts() {
     });
 }
 
+/// As mount(8) does it, which says with the options what containerd says.
+fn mount_at(mount: &super::ApiMount, target: &Path) -> std::process::Output {
+    std::fs::create_dir_all(target).unwrap();
+    let mut command = std::process::Command::new("mount");
+    command.args(["-i", "-t", &mount.r#type, "-o", &mount.options.join(","), &mount.source]).arg(target);
+    command.output().unwrap()
+}
+
+/// What a container of a user namespace sees: owners mapped by the server, for nobody else can map what has data-only layers.
+#[test]
+fn root_owners_of_flattened_images_are_mapped_by_the_server() {
+    use std::os::unix::fs::MetadataExt as _;
+    let name = "root_owners_of_flattened_images_are_mapped_by_the_server";
+    if !rustix::process::geteuid().is_root() {
+        return vellum_testkit::skip::record(name, "the drivers need root");
+    }
+    let scratch = match Scratch::new(Kind::Xfs) {
+        Ok(scratch) => scratch,
+        Err(reason) => return vellum_testkit::skip::record(name, &reason.to_string()),
+    };
+    let dir = tempfile::tempdir_in(scratch.path()).unwrap();
+    let served = Served::new(dir, "composefs");
+    let map = [
+        ("containerd.io/snapshot/uidmapping", "0:100000:65536"),
+        ("containerd.io/snapshot/gidmapping", "0:200000:65536"),
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let target = served.dir.path().join("target");
+    let content = vec![7; 100_000];
+    runtime.block_on(async {
+        let service = &served.service;
+        let mounts = match service.prepare(prepare("u", "", &[])).await {
+            Ok(answer) => answer.into_inner().mounts,
+            // Before Linux 6.15 nobody else mounts what this driver makes.
+            Err(status) => return vellum_testkit::skip::record(name, status.message()),
+        };
+        let out = mount_at(&mounts[0], &target);
+        assert!(out.status.success(), "{mounts:?}: {out:?}");
+        std::fs::write(target.join("file"), &content).unwrap();
+        std::os::unix::fs::chown(target.join("file"), Some(5), Some(6)).unwrap();
+        vellum_sys::mount::unmount(&target, false).unwrap();
+        service.commit(commit("base", "u", "")).await.unwrap();
+
+        let mounts = service.prepare(prepare("box", "base", &map)).await.unwrap().into_inner().mounts;
+        assert!(!mounts[0].options.iter().any(|option| option.starts_with("uidmap=")), "{mounts:?}");
+        let request = || Request::new(MountsRequest { key: "box".into(), ..MountsRequest::default() });
+        assert_eq!(service.mounts(request()).await.unwrap().into_inner().mounts, mounts);
+        // One of another mapping, and one of none, beside it.
+        let other = [
+            ("containerd.io/snapshot/uidmapping", "0:300000:9"),
+            ("containerd.io/snapshot/gidmapping", "0:300000:9"),
+        ];
+        for (key, map, wanted) in [("other", &other[..], (300_005, 300_006)), ("plain", &[][..], (5, 6))] {
+            let mounts = service.prepare(prepare(key, "base", map)).await.unwrap().into_inner().mounts;
+            let out = mount_at(&mounts[0], &target);
+            assert!(out.status.success(), "{key}: {mounts:?}: {out:?}");
+            let facts = std::fs::metadata(target.join("file")).unwrap();
+            assert_eq!((facts.uid(), facts.gid()), wanted, "{key}");
+            vellum_sys::mount::unmount(&target, false).unwrap();
+        }
+        let out = mount_at(&mounts[0], &target);
+        assert!(out.status.success(), "{mounts:?}: {out:?}");
+        let owner = |path: &Path| {
+            let facts = std::fs::metadata(path).unwrap();
+            (facts.uid(), facts.gid())
+        };
+        assert_eq!(owner(&target), (100_000, 200_000));
+        assert_eq!(owner(&target.join("file")), (100_005, 200_006));
+        assert!(std::fs::read(target.join("file")).unwrap() == content);
+        // A first write keeps the owner that is seen.
+        let mut file = std::fs::File::options().append(true).open(target.join("file")).unwrap();
+        std::io::Write::write_all(&mut file, b"more").unwrap();
+        drop(file);
+        assert_eq!(owner(&target.join("file")), (100_005, 200_006));
+        vellum_sys::mount::unmount(&target, false).unwrap();
+        for key in ["box", "other", "plain", "base"] {
+            let request = RemoveSnapshotRequest { key: key.into(), ..RemoveSnapshotRequest::default() };
+            service.remove(Request::new(request)).await.unwrap();
+        }
+        let left = vellum_testkit::scratch::mounts_below(&served.options.runtime.clone().unwrap()).unwrap();
+        assert!(left.is_empty(), "{left:?}");
+    });
+}
+
 /// What containerd's mount package does before mount(2), which takes one page of options: lower layers become relative to the folder that all are in.
 fn shortened(mount: &super::ApiMount) -> (String, String) {
     let options: Vec<&str> = mount.options.iter().map(String::as_str).collect();
@@ -270,8 +354,7 @@ fn root_a_snapshot_of_499_layers_fits_the_page_that_containerd_has_for_it() {
         parent = Some(committed);
     }
     snapshots.prepare("box", parent.as_deref(), &BTreeMap::new()).unwrap();
-    let mounts =
-        super::handing::mounts(snapshots.hand_out(&snapshots.stat("box").unwrap(), None).unwrap(), None);
+    let mounts = super::handing::mounts(snapshots.hand_out(&snapshots.stat("box").unwrap(), None).unwrap());
     let (folder, options_text) = shortened(&mounts[0]);
     assert!(options_text.len() < 4096, "{} bytes", options_text.len());
     let target = dir.path().join("target");

@@ -53,11 +53,13 @@
 
 mod holder;
 mod join;
+mod mapped;
 mod maps;
 mod watch;
 
 pub use holder::{end, hold, holder};
 pub use join::{Entered, enter_or_create, is_privileged, reexec, separate};
+pub use mapped::mapped;
 pub use maps::{Facts, Range, outside_uid};
 
 use std::io;
