@@ -2,7 +2,7 @@
 
 use crate::objects::{self, Intake};
 use crate::parts::{IMAGE, Parts, TAKING, TREE, UPPER, WORK, unlink};
-use crate::probe::{Mounts, Source};
+use crate::probe::Mounts;
 use crate::target::TreeTarget;
 use crate::tree::{self, Dir};
 use rustix::io::Errno;
@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vellum_archive::XattrForm;
@@ -18,9 +18,8 @@ use vellum_archive::target::{Joints, LayerPath, Target, Usage};
 use vellum_archive::tree::{self as disk, CopyOptions, Form};
 use vellum_driver::home::{self, Home, Record};
 use vellum_driver::{
-    Ability, Capabilities, Changed, CreateSpec, Device, DiffSink, Driver, DriverConfig, Error, ErrorKind,
-    Kind, LayerInfo, Mount, MountOption, MountOptions, MountPlan, MountSource, PathRef, Result, Step,
-    Support, View, Views, generic_diff, guided_diff,
+    Ability, Capabilities, Changed, CreateSpec, DiffSink, Driver, DriverConfig, Error, ErrorKind, Kind,
+    LayerInfo, MountOptions, MountPlan, Result, Support, View, Views, generic_diff, guided_diff,
 };
 use vellum_overlayfs::{Features, UpperGuide};
 use vellum_sys::file::ensure_folder;
@@ -29,7 +28,7 @@ use vellum_types::LayerId;
 
 /// What the driver is called.
 pub(crate) const NAME: &str = "composefs";
-const NONE: &str = ".none";
+pub(crate) const NONE: &str = ".none";
 const RECORD: &str = "info";
 const NO_LIMIT: u64 = LayerId::MAX as u64;
 const FORM: Form = Form { xattrs: XattrForm::Trusted, rootless: false, raw: false };
@@ -125,44 +124,6 @@ impl Composefs {
         Ok(chain)
     }
 
-    /// The layer whose image is the lower of a layer's mount.
-    fn imaged(&self, id: LayerId, record: &Record) -> Result<Option<LayerId>> {
-        let has_tree = || self.parts.tree_file(id).map_err(|error| Error::system("mount", error).layer(id));
-        Ok(match record.kind {
-            Kind::Committed => Some(id),
-            Kind::Active if has_tree()?.is_some() => Some(id),
-            Kind::Active | Kind::View => record.chain.first().copied(),
-        })
-    }
-
-    /// How an image is brought into view, and the options that lay it below.
-    fn lower(&self, key: &str, image: PathBuf, prepare: &mut Vec<Step>, options: &mut Vec<MountOption>) {
-        let mut source = MountSource::Path(image.clone());
-        if self.parts.mounts.source == Source::Loop {
-            let device = format!("{key}-device");
-            source = MountSource::Prepared(device.clone());
-            prepare
-                .push(Step::Activate { key: device, device: Device::Loop { file: image, read_only: true } });
-        }
-        let mount = Mount { fs_type: "erofs".into(), source, options: Vec::new(), read_only: true };
-        prepare.push(Step::Shared { key: key.to_owned(), mount });
-        let objects = self.home().path().join("objects");
-        options.push(MountOption::Path("lowerdir+".into(), PathRef::Prepared(key.to_owned())));
-        options.push(MountOption::Path("datadir+".into(), PathRef::Host(objects)));
-    }
-
-    /// Options of overlayfs for a stack with objects.
-    fn mode_options(&self, writable: bool, by_others: bool) -> Vec<MountOption> {
-        let text = |word: &str, value: &str| MountOption::Text(word.into(), value.into());
-        // Others turn redirects off, which excludes metacopy, and read the upper without asking for data that are not there.
-        let mut options =
-            vec![text("redirect_dir", "on"), text("metacopy", if by_others { "off" } else { "on" })];
-        if writable {
-            options.push(text("index", "off"));
-        }
-        options
-    }
-
     /// Joins what a layer brings to its parent's tree.
     fn join(
         &self,
@@ -191,25 +152,6 @@ impl Composefs {
         }
         Ok(())
     }
-
-    /// A view of what the layer itself brings, as a folder would hold it.
-    fn own_view(&self, id: LayerId, views: &dyn Views) -> Result<Box<dyn View>> {
-        let own = self.parts.own_tree(id)?;
-        let image = self
-            .parts
-            .raw_image(&own)
-            .map_err(|error| Error::system("make an image to look at", error).layer(id))?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", image.as_raw_fd()));
-        let (mut prepare, mut options) = (Vec::new(), Vec::new());
-        self.lower(&format!("{NAME}-own-{id}"), path, &mut prepare, &mut options);
-        options.extend(self.mode_options(false, false));
-        views.view(&overlay(prepare, options, true))
-    }
-}
-
-fn overlay(prepare: Vec<Step>, options: Vec<MountOption>, read_only: bool) -> MountPlan {
-    let source = MountSource::Name("overlay".into());
-    MountPlan { prepare, root: Mount { fs_type: "overlay".into(), source, options, read_only } }
 }
 
 fn capabilities(features: &Features, mounts: Mounts) -> Capabilities {
@@ -465,39 +407,7 @@ impl Driver for Composefs {
     }
 
     fn mounts(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan> {
-        let record = self.home().must("mount", id)?;
-        if options.by_others && !self.parts.mounts.without_metacopy {
-            let reason = "this kernel's overlayfs finds objects only with metacopy, which leaves files without data where others look for them";
-            return Err(Error::new(ErrorKind::Unsupported, "mount for another engine", reason)
-                .layer(id)
-                .hint("use Linux 6.15 or newer, or the driver overlay"));
-        }
-        let writable = record.kind == Kind::Active && !options.read_only;
-        let path =
-            |word: &str, part| MountOption::Path(word.into(), PathRef::Host(self.home().part(id, part)));
-        let none = || MountOption::Path("lowerdir+".into(), PathRef::Host(self.home().path().join(NONE)));
-        let (mut prepare, mut list) = (Vec::new(), Vec::new());
-        if record.kind == Kind::Active && !writable {
-            list.push(path("lowerdir+", UPPER));
-        }
-        let imaged = self.imaged(id, &record)?;
-        match imaged.map(|layer| Ok::<_, Error>((layer, self.parts.image(layer)?))).transpose()? {
-            Some((layer, Some(image))) => {
-                self.lower(&format!("{NAME}-{layer}"), image, &mut prepare, &mut list)
-            }
-            _ => list.push(none()),
-        }
-        if writable {
-            list.extend([path("upperdir", UPPER), path("workdir", WORK)]);
-        }
-        list.extend(self.mode_options(writable, options.by_others));
-        if options.volatile && writable {
-            list.push(MountOption::Flag("volatile".into()));
-        }
-        if let Some(label) = &options.label {
-            list.push(MountOption::Text("context".into(), label.clone()));
-        }
-        Ok(overlay(prepare, list, !writable))
+        self.plan(id, options)
     }
 
     fn stat(&self, id: LayerId) -> Result<Option<LayerInfo>> {

@@ -87,6 +87,7 @@ mod factory;
 mod joints;
 mod objects;
 mod parts;
+mod plan;
 mod probe;
 mod target;
 mod tree;
