@@ -2,8 +2,9 @@
 
 use crate::Fault;
 use crate::target::LossyTarget;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use vellum_archive::target::{Joints, Target, Usage};
+use vellum_archive::target::{Joints, LayerPath, Target, Usage};
 use vellum_driver::{
     Ability, Capabilities, Change, Changed, CreateSpec, DiffEntry, DiffSink, Driver, DriverConfig, Error,
     ErrorKind, Kind, LayerInfo, MountOptions, MountPlan, MountSource, Result, Support, Views,
@@ -230,6 +231,13 @@ impl Driver for Broken {
 
     fn own_folder(&self, id: LayerId) -> Result<Option<PathBuf>> {
         self.inner.own_folder(id)
+    }
+
+    fn twin(&self, id: LayerId, path: &LayerPath, file: &File) -> Option<File> {
+        match self.fault {
+            Fault::TwinShared => file.try_clone().ok(),
+            _ => self.inner.twin(id, path, file),
+        }
     }
 
     fn as_dyn(&self) -> &dyn Driver {

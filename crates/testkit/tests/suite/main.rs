@@ -50,6 +50,7 @@ enum Fault {
     CommitNotChecked,
     CopyEmpty,
     CopyNotChecked,
+    TwinShared,
     Shared,
     ReadOnlyIgnored,
     ReadOnlyAlways,
@@ -146,6 +147,7 @@ const FOUND_BY: &[(Fault, &[&str])] = &[
     (Fault::CommitNotChecked, &["commit_is_checked"]),
     (Fault::CopyEmpty, &["copy_is_the_same", "copies_are_apart", "copy_of_a_base", "copy_of_copies"]),
     (Fault::CopyNotChecked, &["copy_is_checked"]),
+    (Fault::TwinShared, &["twins_stay"]),
     (Fault::Shared, &["writers_do_not_meet", "lower_stays", "basic"]),
     (Fault::ReadOnlyIgnored, &["read_only_looks"]),
     (

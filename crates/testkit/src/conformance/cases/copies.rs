@@ -4,6 +4,9 @@ use super::case;
 use crate::conformance::lab::ensure;
 use crate::conformance::{Case, Lab, Outcome};
 use crate::tree::{Compare, Tree};
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use vellum_archive::target::LayerPath;
 use vellum_driver::{ErrorKind, Kind};
 
 pub(super) const CASES: &[Case] = &[
@@ -17,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     case!(copy_of_a_base, "a layer without parent is copied whole"),
     case!(copy_of_copies, "back and forth between save points, and the original removed"),
+    case!(twins_stay, "a twin has the file's content, and keeps it when the container writes on"),
     case!(copy_is_checked, "only active layers are copied, onto ids that are free"),
 ];
 
@@ -111,6 +115,31 @@ fn copy_of_copies(lab: &Lab<'_>) -> Outcome {
     lab.expect(back, &tree, Compare::ALL, "back at the save point")?;
     lab.remove(saved)?;
     lab.expect(back, &tree, Compare::ALL, "without the save point")
+}
+
+/// Content from the beginning, wherever the file is read at this moment.
+fn content(file: &File) -> std::io::Result<Vec<u8>> {
+    let mut content = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0)];
+    file.read_exact_at(&mut content, 0)?;
+    Ok(content)
+}
+
+fn twins_stay(lab: &Lab<'_>) -> Outcome {
+    let (_, id) = changed(lab)?;
+    lab.within(id, |root| {
+        // Small, with holes, and the parent's with a few bytes written over.
+        for name in ["d/new", "sparse", "big"] {
+            let path = root.join(name);
+            let told = LayerPath::new(name).map_err(std::io::Error::other)?;
+            let file = File::open(&path)?;
+            let before = content(&file)?;
+            let Some(twin) = lab.driver().twin(id, &told, &file) else { continue };
+            ensure!(content(&twin)? == before, "the twin of {name} has another content");
+            File::options().write(true).open(&path)?.write_all_at(b"written later", 0)?;
+            ensure!(content(&twin)? == before, "what is written to {name} reaches its twin");
+        }
+        Ok(())
+    })
 }
 
 fn copy_is_checked(lab: &Lab<'_>) -> Outcome {
