@@ -173,23 +173,27 @@ impl Parts {
         let is_damage = error.kind() == io::ErrorKind::InvalidData;
         let mut error = Error::system(operation, error).layer(id);
         if is_damage {
-            error.kind = vellum_driver::ErrorKind::Damaged;
+            error.kind = ErrorKind::Damaged;
         }
         error
     }
 
     /// What a layer that must have a tree brings.
     pub(crate) fn own_tree(&self, id: LayerId) -> Result<Arc<Dir>> {
-        self.tree(id)?.ok_or_else(|| {
-            Error::new(vellum_driver::ErrorKind::Damaged, "read the tree", "it is missing").layer(id)
-        })
+        self.tree(id)?
+            .ok_or_else(|| Error::new(ErrorKind::Damaged, "read the tree", "it is missing").layer(id))
     }
 
     /// The whole tree of a committed layer, or of an active one as its tree's file has it; `None` if there is nothing at all. Costs the trees of the whole chain,
     /// unless the one below was needed last.
     pub(crate) fn flat(&self, id: LayerId) -> Result<Option<Arc<Dir>>> {
         let (mut todo, mut next, mut base) = (Vec::new(), Some(id), None);
+        let mut seen = BTreeSet::new();
         while let Some(layer) = next {
+            if !seen.insert(layer) {
+                let reason = "the records of its parents go in a circle";
+                return Err(Error::new(ErrorKind::Damaged, "look into", reason).layer(layer));
+            }
             if let Some(known) = self.known(layer) {
                 base = Some(known);
                 break;

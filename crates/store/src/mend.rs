@@ -143,13 +143,13 @@ impl Store {
         self.catalog.read(|tx| {
             let mut users = Vec::new();
             for top in mounted {
-                let mut next = Some(top);
-                while let Some(layer) = next {
-                    if layer == id {
-                        users.push(user_name(tx, top)?);
-                        break;
-                    }
-                    next = layers::get(tx, layer)?.and_then(|row| row.parent);
+                let mut is_below = false;
+                layers::descend(tx, Some(top), &mut |layer, _| {
+                    is_below |= layer == id;
+                    Ok(!is_below)
+                })?;
+                if is_below {
+                    users.push(user_name(tx, top)?);
                 }
             }
             Ok(users)

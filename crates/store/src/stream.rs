@@ -220,13 +220,12 @@ impl Store {
     pub(crate) fn chain_of(&self, top: Option<LayerId>) -> Result<Below> {
         self.catalog.read(|tx| {
             let mut below = Below { layers: Vec::new(), chain: None };
-            let mut next = top;
-            while let Some(id) = next {
-                let layer = layers::get(tx, id)?.ok_or_else(|| Error::not_found("layer", id))?;
+            layers::descend(tx, top, &mut |id, layer| {
+                let layer = layer.ok_or_else(|| Error::not_found("layer", id))?;
                 below.chain = below.chain.or(layer.chain_id);
                 below.layers.push(id);
-                next = layer.parent;
-            }
+                Ok(true)
+            })?;
             below.layers.reverse();
             Ok(below)
         })

@@ -175,15 +175,13 @@ impl Store {
     fn recorded_chain(&self, layer: &Layer) -> Result<(Vec<LayerId>, bool)> {
         self.catalog.read(|tx| {
             let (mut chain, mut all) = (vec![layer.id], true);
-            let mut next = layer.parent;
-            while let Some(id) = next {
-                let row = layers::get(tx, id)?;
-                match row.as_ref().is_some_and(|row| row.recipe.is_some()) {
+            layers::descend(tx, layer.parent, &mut |id, row| {
+                match row.is_some_and(|row| row.recipe.is_some()) {
                     true => chain.push(id),
                     false => all = false,
                 }
-                next = row.and_then(|row| row.parent);
-            }
+                Ok(true)
+            })?;
             chain.reverse();
             Ok((chain, all))
         })

@@ -398,3 +398,48 @@ fn root_a_flipped_bit_in_the_catalogs_log_is_found_and_nothing_is_lost() {
     }
     assert!(flipped_back > 20 && made_anew > 0, "{flipped_back} flipped back, {made_anew} made anew");
 }
+
+#[test]
+fn root_parents_that_go_in_a_circle_are_found_and_mended() {
+    let test = "root_parents_that_go_in_a_circle_are_found_and_mended";
+    for driver in DRIVERS {
+        let Some((place, store)) = furnished(test, driver) else { continue };
+        let image = Image::simple();
+        let layers: Vec<_> = store.image_layers(&image.id()).unwrap().iter().map(|layer| layer.id).collect();
+        drop(store);
+        // In the catalog: the layer in the middle lies on the one on it.
+        let catalog = rusqlite::Connection::open(place.root().join("catalog.db")).unwrap();
+        let circle = "UPDATE layers SET parent = ?1 WHERE id = ?2";
+        catalog.execute(circle, [layers[2].get(), layers[1].get()]).unwrap();
+        drop(catalog);
+        let told = Store::check_at(&place.options(), false, &Silent).unwrap();
+        assert!(!told.is_empty(), "{driver}");
+        let store = place.open();
+        let created = store.create_container(&image.id(), CreateOptions::default());
+        if let Ok(container) = created {
+            let _ = store.mount(&container, &MountOptions::default());
+            let _ = store.umount(&container, true, true);
+        }
+        let _ = store.gc(true);
+        drop(store);
+        let mended = Store::check_at(&place.options(), true, &Silent).unwrap();
+        assert!(mended.iter().all(|finding| finding.repaired.is_some()), "{driver}: {mended:#?}");
+        assert_eq!(Store::check_at(&place.options(), false, &Silent).unwrap(), [], "{driver}");
+        let below = place.open().image_layers(&image.id()).unwrap();
+        assert_eq!(below.iter().map(|layer| layer.id).collect::<Vec<_>>(), layers, "{driver}");
+        // In the driver's own record of the layer.
+        let record =
+            ["info", "lower"].map(|name| place.data().join(driver).join(layers[1].to_string()).join(name));
+        let record = record.iter().find(|path| path.exists()).unwrap();
+        let text = std::fs::read_to_string(record).unwrap();
+        let other = text.replace(&layers[0].to_string(), &layers[1].to_string());
+        assert_ne!(text, other, "{driver}");
+        unlocked(record, || std::fs::write(record, &other).unwrap());
+        let told = Store::check_at(&place.options(), false, &Silent).unwrap();
+        assert!(!told.is_empty(), "{driver}: {other}");
+        Store::check_at(&place.options(), true, &Silent).unwrap();
+        let store = place.open();
+        store.load_image(image.input(&["x"], true), &Silent).unwrap();
+        assert_eq!(store.check(false, &Silent).unwrap(), [], "{driver}");
+    }
+}

@@ -72,11 +72,10 @@ pub(crate) fn is_successor(tx: &Transaction<'_>, layer: LayerId) -> Result<bool>
 pub(crate) fn below(tx: &Transaction<'_>, top: Option<LayerId>) -> Result<Vec<Damage>> {
     let known = all(tx)?;
     let mut found = Vec::new();
-    let mut next = if known.is_empty() { None } else { top };
-    while let Some(id) = next {
+    layers::descend(tx, if known.is_empty() { None } else { top }, &mut |id, _| {
         found.extend(known.iter().filter(|damage| damage.layer == id).cloned());
-        next = layers::get(tx, id)?.and_then(|row| row.parent);
-    }
+        Ok(true)
+    })?;
     Ok(found)
 }
 

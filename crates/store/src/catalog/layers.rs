@@ -5,6 +5,7 @@ use crate::locks::OwnerId;
 use crate::{BlobFacts, Code, Error, Result};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
+use std::collections::BTreeSet;
 use vellum_archive::target::Usage;
 use vellum_types::{ChainId, DiffId, Digest, LayerId};
 
@@ -358,6 +359,28 @@ pub(crate) fn needed(
         }
     }
     Ok(false)
+}
+
+/// Goes down from `top` to the base; `visit` gets each layer, or that there is no row of it, and says whether to go on.
+pub(crate) fn descend(
+    tx: &Transaction<'_>,
+    top: Option<LayerId>,
+    visit: &mut dyn FnMut(LayerId, Option<&Layer>) -> Result<bool>,
+) -> Result<()> {
+    let (mut next, mut seen) = (top, BTreeSet::new());
+    while let Some(id) = next {
+        if !seen.insert(id) {
+            return Err(Error::new(Code::Damaged, "follow the parents of a layer", "they go in a circle")
+                .object(format!("layer {id}"))
+                .with_hint("`vellum check --repair` mends what can be mended"));
+        }
+        let layer = get(tx, id)?;
+        if !visit(id, layer.as_ref())? {
+            break;
+        }
+        next = layer.and_then(|layer| layer.parent);
+    }
+    Ok(())
 }
 
 /// Goes down the chain from `top` and takes away each layer that nothing needs any more, until one that is needed.
