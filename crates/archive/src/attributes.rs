@@ -60,6 +60,12 @@ pub fn escape_overlay(name: &[u8], form: XattrForm) -> Option<Vec<u8>> {
     name.strip_prefix(form.prefix()).map(|rest| [form.escaped_prefix(), rest].concat())
 }
 
+/// Whether it is what XFS calls an ACL for privileged readers, beside the name that all file systems have for it
+/// (`system.posix_acl_access`, `system.posix_acl_default`). It is no attribute of its own, neither on disk nor in an archive that was made of such a disk.
+pub fn is_alias(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.SGI_ACL_")
+}
+
 /// What an attribute on disk means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Meaning {
@@ -120,7 +126,7 @@ fn grow(mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> io::Res
 }
 
 impl At<'_> {
-    /// The names, sorted; none where the file system has no attributes.
+    /// The names, sorted, each once; none where the file system has no attributes.
     pub(crate) fn names(self) -> io::Result<Vec<Vec<u8>>> {
         let list = grow(|buffer| match self {
             Self::Open(fd) => rustix::fs::flistxattr(fd, buffer),
@@ -132,8 +138,11 @@ impl At<'_> {
             }
             other => other?,
         };
-        let mut names: Vec<Vec<u8>> =
-            list.split(|c| *c == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
+        let mut names: Vec<Vec<u8>> = list
+            .split(|c| *c == 0)
+            .filter(|name| !name.is_empty() && !is_alias(name))
+            .map(<[u8]>::to_vec)
+            .collect();
         names.sort_unstable();
         Ok(names)
     }

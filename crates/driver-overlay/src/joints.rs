@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use vellum_archive::attributes::is_alias;
 use vellum_archive::target::{Joints, LayerPath};
 use vellum_archive::tree::{Form, Node, Visit, open_dir, walk};
 use vellum_archive::{XattrForm, nested};
@@ -258,7 +259,7 @@ fn dress(
     let mut value = vec![0; 65536];
     for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let escaped = name.strip_prefix(form.prefix()).map(|rest| rest.starts_with(b"overlay."));
-        if escaped == Some(false) {
+        if escaped == Some(false) || is_alias(name) {
             continue;
         }
         let length = rustix::fs::lgetxattr(&from[..], name, &mut value[..])?;

@@ -1,6 +1,7 @@
 //! PAX extended headers (POSIX.1-2017, pax, "pax Extended Header").
 
 use super::{Limits, Problem};
+use crate::attributes::is_alias;
 use crate::target::Time;
 use std::collections::BTreeMap;
 
@@ -188,7 +189,10 @@ impl Records {
             [b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"];
         let none = |name: &[u8], value: &Attribute| value.value.is_empty() && UNDERSTOOD.contains(&name);
         let xattrs = std::mem::take(&mut self.xattrs).into_iter();
-        xattrs.filter(|(name, value)| !none(name, value)).map(|(name, value)| (name, value.value)).collect()
+        xattrs
+            .filter(|(name, value)| !none(name, value) && !is_alias(name))
+            .map(|(name, value)| (name, value.value))
+            .collect()
     }
 }
 
