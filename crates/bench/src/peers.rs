@@ -13,7 +13,8 @@ pub(crate) fn podman(root: &Path) -> Result<Command, Error> {
 /// The same with a storage driver.
 pub(crate) fn podman_with(driver: &str, root: &Path) -> Result<Command, Error> {
     let mut command = Command::new(tool("podman")?);
-    command.arg("--root").arg(root.join("podman")).arg("--runroot").arg(root.join("podman-run")).args([
+    // podman takes no more than 50 characters of the second.
+    command.arg("--root").arg(root.join("podman")).arg("--runroot").arg(root.join("run")).args([
         "--storage-driver",
         driver,
         "--cgroup-manager",
