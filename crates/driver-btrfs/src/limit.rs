@@ -13,8 +13,8 @@
 //!
 //! # Groups that are left behind
 //!
-//! A subvolume's own group can go when the subvolume is deleted to its last block, which the kernel does in the background (since Linux 6.11 it takes the group away then). So a
-//! purge waits for that, and takes away what is left: the groups of the subvolumes that it deleted, by their numbers, which are never used twice; and groups of level 30316 that nothing is in any more.
+//! A subvolume's own group can go when the subvolume is deleted to its last block, which the kernel does in the background (since Linux 6.11 it takes the group away then), and the
+//! transaction that did it has ended. So a purge waits for both, and takes away what is left: the groups of the subvolumes that it deleted, by their numbers, which are never used twice; and groups of level 30316 that nothing is in any more.
 //! With simple quotas the group of a deleted subvolume stays as long as others have something that it wrote; a later purge finds it in the group of level 30316.
 //!
 //! Changes of groups are asked for through the home: each takes a little room first, and a tree that is full up to its limit has none.
@@ -101,7 +101,7 @@ pub(crate) fn lift(home: BorrowedFd<'_>, tree: BorrowedFd<'_>) -> io::Result<()>
         None => Ok(()),
         Some(Mode::Simple) => ours(tree, own)?.into_iter().try_for_each(|group| {
             quota::take_out_of(home, own, group)?;
-            remove_unused(home, group)
+            remove_unused(home, group).map(drop)
         }),
         Some(Mode::Full) => quota::limit(home, own, Limits::default()),
     }
@@ -180,7 +180,19 @@ pub(crate) fn forget(home: BorrowedFd<'_>, trees: &[u64]) -> io::Result<()> {
         while quota::tree_exists(home, *tree)? && begin.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(2));
         }
-        remove_unused(home, Group::of(*tree))?;
+    }
+    let mut used = Vec::new();
+    for group in trees.iter().copied().map(Group::of) {
+        if !remove_unused(home, group)? {
+            used.push(group);
+        }
+    }
+    // A tree is gone before its last blocks are, which count until the end of the transaction.
+    if !used.is_empty() {
+        btrfs::sync(home)?;
+        for group in used {
+            remove_unused(home, group)?;
+        }
     }
     for group in quota::all(home)?.into_iter().filter(|group| group.level() == LEVEL) {
         for member in quota::members(home, group)? {
@@ -196,11 +208,11 @@ pub(crate) fn forget(home: BorrowedFd<'_>, trees: &[u64]) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes a group away, unless something is counted in it: the kernel refuses that.
-fn remove_unused(fd: impl AsFd, group: Group) -> io::Result<()> {
+/// Takes a group away, unless something is counted in it: the kernel refuses that. Says whether it is gone.
+fn remove_unused(fd: impl AsFd, group: Group) -> io::Result<bool> {
     match quota::remove(fd, group) {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
-        result => result.map(drop),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(false),
+        result => result.map(|_| true),
     }
 }
 
