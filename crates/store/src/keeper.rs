@@ -7,8 +7,8 @@
 //! 2. The keeper lets some gather, renames their folders into the trash, deletes there what is small, and forgets them all in one transaction.
 //! 3. It begins the catalog's log anew when that has become long.
 //!
-//! A snapshot that a front end unpacks into is going to be committed, and its files must be on the disk then. So that the commit has little to wait
-//! for, a second thread has the kernel write back what is dirty for as long as there is one ([`Store::expect_commit`]).
+//! A server also remembers the file system's descriptor from when a snapshot was made that a front end unpacks into: the kernel tells a descriptor of every error since
+//! it was opened, and one from before the first write misses none, whoever else has heard of it ([`Store::expect_commit`]).
 //!
 //! | dies | left | by whom it goes |
 //! |---|---|---|
@@ -30,9 +30,6 @@ use vellum_types::LayerId;
 /// How long removals gather.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// How often what was unpacked so far is written back.
-const EVERY: Duration = Duration::from_millis(100);
-
 /// Who is not committed after so long was given up.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -40,7 +37,7 @@ const LONGEST: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub struct Keeper {
     store: Arc<Store>,
-    threads: Vec<JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// Where requests leave what the keeper is to do.
@@ -50,15 +47,10 @@ pub(crate) struct Desk {
     state: Mutex<State>,
     changed: Condvar,
     unpacked: Mutex<Unpacked>,
-    begun: Condvar,
 }
 
-/// Layers that are being unpacked into, since when, and the file system's descriptor of that moment: it is told of every error since.
-#[derive(Debug, Default)]
-struct Unpacked {
-    layers: BTreeMap<LayerId, (Instant, Arc<OwnedFd>)>,
-    ended: bool,
-}
+/// Layers that are being unpacked into, since when, and the file system's descriptor of that moment.
+type Unpacked = BTreeMap<LayerId, (Instant, OwnedFd)>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -77,16 +69,6 @@ impl Desk {
 
     fn unpacked(&self) -> MutexGuard<'_, Unpacked> {
         self.unpacked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until something is unpacked; `false` when the thread is to end.
-    fn wait_for_unpacking(&self) -> bool {
-        let idle = |unpacked: &mut Unpacked| {
-            !unpacked.ended && !unpacked.layers.values().any(|(since, _)| since.elapsed() < LONGEST)
-        };
-        let unpacked = self.begun.wait_while(self.unpacked(), idle).unwrap_or_else(PoisonError::into_inner);
-        let more = self.begun.wait_timeout_while(unpacked, EVERY, |unpacked| !unpacked.ended);
-        !more.unwrap_or_else(PoisonError::into_inner).0.ended
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
@@ -122,32 +104,22 @@ impl Keeper {
     /// [`Code::Exists`]: the store has one; no thread can be started.
     pub fn start(store: Arc<Store>) -> Result<Self> {
         if store.read_only.is_some() {
-            return Ok(Self { store, threads: Vec::new() });
+            return Ok(Self { store, thread: None });
         }
-        // A descriptor of its own: an error of the write-back is told once to each.
-        let data = crate::layout::open_folder(store.layout.data())?;
         let desk = Desk {
             owner: store.announce()?,
             state: Mutex::default(),
             changed: Condvar::new(),
             unpacked: Mutex::default(),
-            begun: Condvar::new(),
         };
         if store.desk.set(desk).is_err() {
             return Err(Error::new(Code::Exists, "start the store's keeper", "it has one"));
         }
-        let mut keeper = Self { store: Arc::clone(&store), threads: Vec::with_capacity(2) };
-        keeper.spawn("keeper", Store::keep)?;
-        keeper.spawn("write-back", move |store| store.write_back(&data))?;
+        let keeping = Arc::clone(&store);
+        let thread = std::thread::Builder::new().name("keeper".into()).spawn(move || keeping.keep());
+        let thread = thread.map_err(|e| Error::io("start a thread for", store.root(), e))?;
         store.catalog.is_kept();
-        Ok(keeper)
-    }
-
-    fn spawn(&mut self, name: &str, work: impl FnOnce(&Store) + Send + 'static) -> Result<()> {
-        let store = Arc::clone(&self.store);
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || work(&store));
-        self.threads.push(thread.map_err(|e| Error::io("start a thread for", self.store.root(), e))?);
-        Ok(())
+        Ok(Self { store, thread: Some(thread) })
     }
 }
 
@@ -156,11 +128,9 @@ impl Drop for Keeper {
         if let Some(desk) = self.store.desk.get() {
             desk.state().ended = true;
             desk.changed.notify_all();
-            desk.unpacked().ended = true;
-            desk.begun.notify_all();
         }
-        // A panic of a thread was told where it happened; the next open does what it left.
-        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+        // A panic was told where it happened; the next open does what it left.
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -204,30 +174,20 @@ impl Store {
         }
     }
 
-    /// The layer is written to now, and committed soon: what is written goes to the disk meanwhile.
+    /// The layer is written to from now on, and committed soon.
     pub(crate) fn expect_commit(&self, layer: LayerId) {
         if let Some(desk) = self.desk.get()
             && let Ok(data) = crate::layout::open_folder(self.layout.data())
         {
             let mut unpacked = desk.unpacked();
-            unpacked.layers.retain(|_, (since, _)| since.elapsed() < LONGEST);
-            unpacked.layers.insert(layer, (Instant::now(), Arc::new(data)));
-            drop(unpacked);
-            desk.begun.notify_all();
+            unpacked.retain(|_, (since, _)| since.elapsed() < LONGEST);
+            unpacked.insert(layer, (Instant::now(), data));
         }
     }
 
     /// The layer is committed now, or removed. Gives the descriptor from before it was written to.
-    pub(crate) fn no_more_expected(&self, layer: LayerId) -> Option<Arc<OwnedFd>> {
-        self.desk.get()?.unpacked().layers.remove(&layer).map(|(_, data)| data)
-    }
-
-    fn write_back(&self, data: &OwnedFd) {
-        let Some(desk) = self.desk.get() else { return };
-        while desk.wait_for_unpacking() {
-            // Its errors are told to the commits, which have descriptors of their own.
-            let _ = rustix::fs::syncfs(data);
-        }
+    pub(crate) fn no_more_expected(&self, layer: LayerId) -> Option<OwnedFd> {
+        self.desk.get()?.unpacked().remove(&layer).map(|(_, data)| data)
     }
 
     fn keep(&self) {

@@ -186,8 +186,7 @@ impl Snapshots<'_> {
         Err(Error::new(Code::Invalid, format!("use the snapshot '{key}' as a parent"), "it is not committed"))
     }
 
-    /// Says that an active snapshot is being unpacked into, and will be committed: what is written is brought to the disk meanwhile, if the store has
-    /// a [`crate::Keeper`], so that the commit has less to wait for.
+    /// Says that an active snapshot is being unpacked into, and will be committed: no error of the disk on the way is missed then, if the store has a [`crate::Keeper`].
     pub fn expect_commit(&self, row: &SnapshotRow) {
         self.store.expect_commit(row.layer);
     }
@@ -227,7 +226,7 @@ impl Snapshots<'_> {
         let _lock = LayerLock::take(&store.layout.layer(&layer.driver, layer.id), Hold::Alone)?;
         let barrier = match store.no_more_expected(row.layer) {
             Some(barrier) => barrier,
-            None => Arc::new(crate::layout::open_folder(store.layout.data())?),
+            None => crate::layout::open_folder(store.layout.data())?,
         };
         // What was prepared for those who mounted it; what they still have mounted stays.
         self.release(row.layer)?;
