@@ -10,10 +10,10 @@ struct Waiting(Pid);
 
 impl Waiting {
     fn start() -> io::Result<Self> {
-        let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
+        let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::CLONE_FILES | libc::SIGCHLD);
         let none: libc::c_long = 0;
         // SAFETY: without CLONE_VM this is a fork: the child has memory of its own. All that it does there is system calls, which is allowed in a child of a process with threads, and it
-        // never returns.
+        // never returns. It shares the table of descriptors, of which it touches none: with a copy it would hold every lock of this process's files for as long as it lives.
         let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
         if pid == 0 {
             // It ends with the thread that made it, if that does not kill it.
