@@ -89,7 +89,7 @@ impl Parts {
             if Instant::now() > until {
                 let reason = "another layer takes objects at this moment, perhaps some of these";
                 let error = Error::new(ErrorKind::InUse, "remove the objects of a layer", reason);
-                return Err(error.layer(id).hint("they go after it"));
+                return Err(error.layer(id).hint("they go with the next load, removal or `gc`"));
             }
             std::thread::sleep(Duration::from_millis(5));
         }

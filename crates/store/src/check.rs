@@ -82,7 +82,7 @@ pub(crate) fn told(error: &dyn std::error::Error) -> String {
 
 impl Store {
     /// Opens the store and checks it. A catalog that cannot be read is a finding, and with `repair` it is rebuilt first
-    /// ([`Store::rebuild`]).
+    /// ([`Store::rebuild`]). So is a flipped bit in the catalog's log; without `repair` it is the only one told, since opening the store would forget what follows it.
     ///
     /// # Errors
     /// As [`Store::open`], [`Store::rebuild`] and [`Store::check`].

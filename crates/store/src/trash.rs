@@ -14,7 +14,7 @@
 //! 3. It lets the lock go and looks once more: who renamed between its last look and that moment saw the lock held and
 //!    started nobody.
 //!
-//! What a driver cannot delete while a layer is being filled (the content that it would share) stays, and whoever filled a layer looks at the trash.
+//! What a driver cannot delete while a layer is being filled (the content that it would share) stays until the next load, removal or collection.
 //!
 //! Who is asked to have the space back when it returns (`gc`) waits for the worker's lock and does the rest itself.
 
@@ -111,7 +111,7 @@ fn empty(layout: &Layout) -> Result<usize> {
         };
         match purged {
             Ok(()) => deleted += 1,
-            // Another time: when what is at work ends, it looks at the trash itself.
+            // Another time: a load looks at the trash when it ends, and so do removals and collections.
             Err(e) if e.code() == Code::InUse => {}
             Err(e) => first_error = first_error.or(Some(e)),
         }

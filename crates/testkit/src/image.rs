@@ -7,6 +7,7 @@
 //! $XDG_CACHE_HOME/vellum-test/     ~/.cache by default; may be deleted at any time
 //!     real-v2/  small-v2/          OCI layouts with the tag `test`; the version is that of the script that builds them
 //!     deep-v1/  wide-v1/
+//!     systems-v1/                  three root file systems: folders, for the benchmark
 //! ```
 
 use crate::tree::Tree;

@@ -1,7 +1,7 @@
 //! A flipped bit in the log.
 //!
 //! SQLite takes a frame of the log whose checksum is wrong for one that a power cut tore, and reads the log only up to the commit before it: what follows would be lost though it was synced.
-//! What a power cut tears is not one bit away from being right, by the checksum's 64 bits. So the first frame that is not sound is looked at more closely:
+//! What a power cut tears is hardly ever one bit away from being right, by the checksum's 64 bits; where it is, all of that commit was written, and taking it as made is no worse than taking it as lost. So the first frame that is not sound is looked at more closely:
 //!
 //! 1. Its salts are one bit from the log's: that bit was flipped.
 //! 2. Its checksum is one bit from what is computed, or a bit of its content would give the checksum. The sums are linear in the content, modulo 2³², so what a bit is worth follows
