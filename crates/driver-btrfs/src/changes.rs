@@ -1,6 +1,6 @@
 //! What was written to a subvolume since a generation, read off its tree.
 //!
-//! 1. The file system is synced, so that the tree has it all.
+//! 1. The file system is synced, so that the tree has it all: sizes and times of files come to it late. A snapshot that nobody has written to has all from the beginning.
 //! 2. Its tree is searched for items in parts that were written since then. An inode item whose own transaction is as recent is one that changed: its content,
 //!    its attributes, its names, or, of a folder, the names in it. A snapshot's inodes keep the numbers and transactions that they have in the parent.
 //! 3. Names of these inodes, and of the folders that they lie in, are looked up, up to the root: this is the way that a diff goes.
@@ -30,6 +30,7 @@ pub(crate) struct Changes {
 impl Changes {
     pub(crate) fn since(root: BorrowedFd<'_>, since: u64) -> io::Result<Self> {
         let mut changes = Self::default();
+        btrfs::sync(root)?;
         written(root, since, &mut |item| {
             if item.kind == item::INODE {
                 changes.changed.insert(item.object);
@@ -66,7 +67,7 @@ impl Candidates for Changes {
     }
 }
 
-/// What was written since a generation: extents, each once however many files have it, and inodes that were made since.
+/// What was written since a generation, as far as it has come to the tree: extents, each once however many files have it, and inodes that were made since.
 pub(crate) fn usage_since(root: BorrowedFd<'_>, since: u64) -> io::Result<Usage> {
     const INLINE: u64 = 0;
     let mut usage = Usage { bytes: 0, inodes: 0 };
@@ -90,7 +91,6 @@ pub(crate) fn usage_since(root: BorrowedFd<'_>, since: u64) -> io::Result<Usage>
 
 /// Tells the inode items and extents that were written in the generation or later.
 fn written(root: BorrowedFd<'_>, since: u64, told: &mut dyn FnMut(&Item<'_>)) -> io::Result<()> {
-    btrfs::sync(root)?;
     let tree = btrfs::info(root)?.tree;
     let range = Range { tree, from: (ROOT_INODE, 0), to: (LAST_INODE, u32::from(u8::MAX)), since };
     btrfs::search(root, range, &mut |item| {

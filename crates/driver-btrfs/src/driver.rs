@@ -485,6 +485,7 @@ impl Driver for Btrfs {
         let tree = self.home.open_part(id, TREE)?;
         let since = self.since(id)?.unwrap_or(0);
         let measured = || {
+            btrfs::sync(&tree)?;
             let mut usage = changes::usage_since(tree.as_fd(), since)?;
             for inner in subvolume::roots_inside(tree.as_fd())? {
                 let own = changes::usage_since(inner.as_fd(), 0)?;
@@ -493,6 +494,12 @@ impl Driver for Btrfs {
             Ok(usage)
         };
         measured().map_err(|error: std::io::Error| Error::system("measure", error).layer(id))
+    }
+
+    fn usage_of_new(&self, id: LayerId) -> Result<Usage> {
+        let tree = self.home.open_part(id, TREE)?;
+        let since = self.since(id)?.unwrap_or(0);
+        changes::usage_since(tree.as_fd(), since).map_err(|error| Error::system("measure", error).layer(id))
     }
 
     fn sync(&self, id: LayerId) -> Result<()> {

@@ -413,6 +413,15 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// [`ErrorKind::NotFound`].
     fn usage(&self, id: LayerId) -> Result<Usage>;
 
+    /// The same of a writable layer that was made just now and that nobody has written to: for those who measure within the making. By default as
+    /// [`Driver::usage`]; cheaper where that would have to bring what was written to the disk first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    fn usage_of_new(&self, id: LayerId) -> Result<Usage> {
+        self.usage(id)
+    }
+
     /// Brings the layer's own files to the disk one by one: for small layers, where `syncfs` of the whole file system would wait
     /// for everybody else's writes. A layer whose last mount was volatile is an ordinary one again after this.
     ///

@@ -83,7 +83,7 @@ impl Store {
             self.create_layer(id, &CreateSpec { parent, view, options: &[] })?;
             point("store.fresh.made")?;
             if role == Role::Container {
-                layers::set_usage(tx, id, Some(self.driver.usage(id)?))?;
+                layers::set_usage(tx, id, Some(self.driver.usage_of_new(id)?))?;
             }
             Ok(id)
         });

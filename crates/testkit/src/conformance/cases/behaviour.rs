@@ -243,7 +243,12 @@ fn usage_counts(lab: &Lab<'_>) -> Outcome {
     let usage = lab.driver().usage(base)?;
     ensure!(usage.bytes >= 4 * mib && usage.bytes < 6 * mib, "a layer of 4 MiB takes {}", usage.bytes);
     let id = lab.create(Some(base))?;
+    let new = lab.driver().usage_of_new(id)?;
     let empty = lab.driver().usage(id)?;
+    ensure!(new == empty, "a layer that was made just now takes {new:?}, and then {empty:?}");
+    let below_nothing = lab.create(None)?;
+    let (new, measured) = (lab.driver().usage_of_new(below_nothing)?, lab.driver().usage(below_nothing)?);
+    ensure!(new == measured, "a layer without a parent takes {new:?}, and then {measured:?}");
     lab.within(id, |root| {
         fs::write(root.join("one"), vec![6; 2 << 20])?;
         fs::hard_link(root.join("one"), root.join("two"))?;
