@@ -21,6 +21,16 @@ pub fn begin_writeback(file: impl AsFd) {
     let _ = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
+/// The same file, open for reading only: who had it open for writing through this descriptor has it no more.
+///
+/// # Errors
+/// The kernel's; /proc is not mounted.
+pub fn reopen_to_read(file: File) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(rustix::fs::CWD, crate::ioctl::path_text(file.as_fd()), flags, Mode::empty())?
+        .into())
+}
+
 /// Makes `bytes` the content of the file `name` in the folder `dir`, durably: after a crash or a power cut at any moment there is the
 /// old file or the new one. Mode 0600.
 ///

@@ -16,6 +16,7 @@
 //! | [`fsinfo`] | what a file system is and can do |
 //! | [`mod@btrfs`] | subvolumes of btrfs, and its trees |
 //! | [`ioctl`] | freezing a file system |
+//! | [`verity`] | files that the kernel verifies when it reads them |
 //! | [`space`] | growing a file system, and telling its device what it does not use |
 //! | [`process`] | who uses a mount |
 //! | [`child`] | what a child process cost |
@@ -41,6 +42,7 @@ pub mod ns;
 pub mod process;
 pub mod random;
 pub mod space;
+pub mod verity;
 
 /// Says that a test could not run here, and why.
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //!     real-v2/  small-v2/          OCI layouts with the tag `test`; the version is that of the script that builds them
 //!     deep-v1/  wide-v1/
 //!     systems-v1/                  three root file systems: folders, for the benchmark
+//!     kernel-SUITE-v1/             a kernel and its modules, for throwaway machines (cargo xtask vm)
 //! ```
 
 use crate::tree::Tree;

@@ -58,6 +58,17 @@ pub(crate) fn peers() -> Result<Vec<PathBuf>, Error> {
     engine::SYSTEMS.into_iter().map(build).collect()
 }
 
+/// Fetches the kernel of a suite of Debian's for throwaway machines, if it is not there, and says where it is: `vmlinuz`, and `modules`.
+pub(crate) fn kernel(suite: &str) -> Result<PathBuf, Error> {
+    let name = format!("kernel-{suite}");
+    let place = image::place(&name);
+    let _lock = lock(&name)?;
+    if !place.is_dir() {
+        run(Command::new("bash").arg(root().join("crates/xtask/images/kernel.sh")).arg(suite).arg(&place))?;
+    }
+    Ok(place)
+}
+
 /// Held while something of this name is built.
 fn lock(name: &str) -> Result<std::fs::File, Error> {
     let folder = image::cache();

@@ -9,6 +9,7 @@ mod image;
 mod packages;
 mod run;
 mod test;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::process::{Command, ExitCode};
@@ -49,6 +50,21 @@ enum Chore {
     },
     /// Build the later Debians whose container engines are tested, if they are not there yet, and print where they are.
     Peers,
+    /// Run tests that need another kernel (`vm_…`) in a throwaway machine: QEMU, with a kernel of Debian's.
+    Vm {
+        /// The package of the tests; all that need the machine without one.
+        #[arg(long)]
+        package: Option<String>,
+        /// The file of its tests; those of its library without one.
+        #[arg(long, requires = "package")]
+        test: Option<String>,
+        /// The suite of Debian whose kernel is booted, such as trixie.
+        #[arg(long, default_value = vm::SUITE)]
+        suite: String,
+        /// Which tests, and other arguments for the test program.
+        #[arg(requires = "package", trailing_var_arg = true, allow_hyphen_values = true)]
+        filter: Vec<String>,
+    },
     /// Measure Vellum beside the tools people use today. Arguments go to the benchmark: see `cargo xtask bench -- --help`.
     Bench {
         /// For the benchmark.
@@ -76,6 +92,13 @@ fn main() -> ExitCode {
         Chore::Image { kind } => image::build(kind).map(|place| println!("{}", place.display())),
         Chore::Peers => {
             image::peers().map(|places| places.iter().for_each(|place| println!("{}", place.display())))
+        }
+        Chore::Vm { package, test, suite, filter } => {
+            let tests = match package {
+                Some(package) => vec![vm::Tests::new(&package, test.as_deref(), &filter)],
+                None => vm::Tests::all(),
+            };
+            vm::run(&suite, &tests).and_then(|counts| test::verdict(&counts))
         }
         Chore::Bench { arguments } => bench::bench(&arguments),
         Chore::Fuzz { target, minutes } => fuzz::fuzz(target.as_deref(), minutes),

@@ -59,6 +59,17 @@ pub(crate) const TEST: &[Need] = &[
 /// For the benchmark, beside those for the tests.
 pub(crate) const BENCH: &[Need] = &[need("pigz", "pigz"), need("podman", "podman")];
 
+/// For the throwaway machine, beside those for the tests.
+pub(crate) const VM: &[Need] = &[
+    need("qemu-system-x86_64", "qemu-system-x86"),
+    need("busybox", "busybox-static"),
+    need("mkfs.xfs", "xfsprogs"),
+    need("mkfs.btrfs", "btrfs-progs"),
+    need("setpriv", "util-linux"),
+    need("strip", "binutils"),
+    need("xz", "xz-utils"),
+];
+
 /// Installs what is missing where that is possible: as root, with apt. Says what is still missing then; what needs it
 /// is skipped and counted.
 pub(crate) fn install(needs: &[Need]) -> Result<(), Error> {

@@ -66,8 +66,14 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
 
 /// Whether a program is on the PATH or in a folder for the administrator's programs; of a whole path, whether that is a file.
 pub(crate) fn has(program: &str) -> bool {
+    find(program).is_some()
+}
+
+/// Where it is.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|folder| folder.join(program).is_file())
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
 }

@@ -1,18 +1,19 @@
 //! All tests.
 
 use crate::image::{Kind, build, peers};
-use crate::packages;
 use crate::run::{Error, cargo_command, target};
+use crate::{packages, vm};
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
 /// What CI leaves out: it would take an hour.
-const LEFT_OUT: [&str; 5] = [
+const LEFT_OUT: [&str; 6] = [
     "a kill and a full disk at every named point on the drivers composefs and btrfs (CI: at every point on the others, kills at random on these)",
     "the large image: fourteen layers of Debian, loaded, saved and compared with what other tools make of it (CI: a small one)",
     "a minute each of kills, power cuts, sixty-four processes, flipped bits and random sequences, on each driver and file system \
      (CI: seconds each, sixteen processes; for longer: cargo xtask campaign)",
     "all tests of the store, and the conformance suite on composefs, in pools of XFS and of btrfs (CI: pools' own, and the life of a container)",
+    "what needs a kernel with fs-verity, in a throwaway machine (alone: cargo xtask vm)",
     "half a minute of mutations for each fuzz target (CI: a second and a half; guided by coverage: cargo xtask fuzz)",
 ];
 
@@ -60,6 +61,15 @@ pub(crate) fn test(all: bool) -> Result<(), Error> {
         command.env("VELLUM_TEST_POOL", fs).env(vellum_testkit::skip::VARIABLE, &skips);
         counts.join(&count(command.stdin(Stdio::null()).stdout(Stdio::piped()))?);
     }
+    if all {
+        match vm::run(vm::SUITE, &vm::Tests::all()) {
+            Ok(inside) => counts.join(&inside),
+            Err(error) => {
+                eprintln!("error: the throwaway machine: {error}");
+                counts.failed += 1;
+            }
+        }
+    }
     if clean()? {
         println!("these tests left that behind, which they must not");
         counts.failed += 1;
@@ -79,30 +89,36 @@ pub(crate) fn test(all: bool) -> Result<(), Error> {
     // A skipped test has returned early, and cargo counts it as passed.
     let passed = counts.passed.saturating_sub(lines.len() as u64);
     println!("{passed} passed, {} failed, {} skipped", counts.failed, lines.len());
+    verdict(&counts)
+}
+
+/// Whether all is well.
+pub(crate) fn verdict(counts: &Counts) -> Result<(), Error> {
     match counts {
         Counts { failed: 0, ended_well: true, .. } => Ok(()),
         Counts { failed: 0, .. } => Err(Error::Failed("cargo test".into())),
-        Counts { failed, .. } => Err(Error::Tests(failed)),
+        Counts { failed, .. } => Err(Error::Tests(*failed)),
     }
 }
 
+/// What came of tests.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-    ended_well: bool,
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ended_well: bool,
 }
 
 impl Counts {
     /// Adds those of another run.
-    fn join(&mut self, other: &Self) {
+    pub(crate) fn join(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ended_well &= other.ended_well;
     }
 
     /// Adds the line with which a test program ends: `test result: ok. 3 passed; 0 failed; …`.
-    fn add(&mut self, line: &str) {
+    pub(crate) fn add(&mut self, line: &str) {
         let Some(rest) = line.strip_prefix("test result: ") else { return };
         let number = |word: &str| {
             let words: Vec<&str> = rest.split([' ', ';']).collect();
