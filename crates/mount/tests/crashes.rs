@@ -147,7 +147,7 @@ fn root_processes_that_acquire_one_layer_at_once_mount_it_once() {
 
 /// Unmounts. A process that another test starts at this moment has this one's descriptors until it runs its program: that takes a moment's patience.
 fn unmounted(path: &std::path::Path) {
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while let Err(error) = vellum_sys::mount::unmount(path, false) {
         assert!(std::time::Instant::now() < until, "{}: {error}", path.display());
         std::thread::sleep(std::time::Duration::from_millis(5));

@@ -286,7 +286,7 @@ fn flat_plan(place: &Place, image: &Path, upper: &str) -> MountPlan {
 }
 
 fn wait_until_detached(image: &Path) {
-    for _ in 0..200 {
+    for _ in 0..6000 {
         if vellum_sys::loopdev::LoopDevice::find(image).unwrap().is_none() {
             return;
         }

@@ -65,7 +65,7 @@ fn loop_xfs_has_reflinks_and_all_that_overlay_wants() {
     let image = made.image.clone();
     drop((left, made.root, made._mount));
     // The last user is gone, and the device with it.
-    for _ in 0..200 {
+    for _ in 0..6000 {
         if LoopDevice::find(&image).unwrap().is_none() {
             return;
         }

@@ -70,7 +70,7 @@ impl User {
     pub fn has_no_holders(&self) {
         let start = Instant::now();
         while !self.holders().is_empty() {
-            assert!(start.elapsed() < Duration::from_secs(20), "holders are left: {:?}", self.holders());
+            assert!(start.elapsed() < Duration::from_secs(60), "holders are left: {:?}", self.holders());
             std::thread::sleep(Duration::from_millis(10));
         }
     }

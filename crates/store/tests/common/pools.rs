@@ -71,7 +71,7 @@ impl Host {
     pub fn assert_off(&self) {
         assert_eq!(self.mounts(), Vec::<PathBuf>::new());
         // udev may look at a device for a moment after it was let go.
-        for _ in 0..100 {
+        for _ in 0..3000 {
             if self.devices() == 0 {
                 return;
             }
