@@ -25,7 +25,7 @@ impl Stage {
     fn new() -> Result<Self, Unavailable> {
         let scratch = Scratch::sized(Kind::Btrfs, 512)?;
         fs::create_dir(scratch.path().join("trash"))?;
-        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true };
         let driver = Btrfs::open(&scratch.path().join("home"), config).unwrap();
         Ok(Self { driver, scratch })
     }

@@ -75,7 +75,7 @@ fn fill_metadata(root: &Path) {
 }
 
 fn open(scratch: &Scratch) -> Btrfs {
-    let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+    let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true };
     Btrfs::open(&scratch.path().join("home"), config).unwrap()
 }
 

@@ -30,7 +30,7 @@ impl Stage {
         let scratch = Scratch::sized(Kind::Btrfs, 512)?;
         let at = |name: &str| scratch.path().join(name);
         fs::create_dir(at("trash"))?;
-        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true };
         let driver = Btrfs::open(&at("home"), config).unwrap();
         let mounter = Mounter::new(at("run"), at("mnt")).unwrap();
         let stage = Self { driver, mounter, scratch };

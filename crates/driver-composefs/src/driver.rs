@@ -1,8 +1,9 @@
 //! The trait's methods.
 
 use crate::objects::{self, Intake};
-use crate::parts::{IMAGE, Parts, TAKING, TREE, UPPER, WORK, unlink};
+use crate::parts::{IMAGE, LOCK, Parts, TAKING, TREE, UPPER, WORK, unlink};
 use crate::probe::Mounts;
+use crate::seal::Seal;
 use crate::target::TreeTarget;
 use crate::tree::{self, Dir};
 use rustix::io::Errno;
@@ -62,10 +63,21 @@ impl Composefs {
             return Err(unsupported(reason, hint));
         }
         let failed = |error| Error::system(format!("probe images in {}", path.display()), error);
-        let mounts = Mounts::of(home.dir(), path)
-            .map_err(failed)?
-            .map_err(|reason| unsupported(reason, Some(crate::factory::HINT.into())))?;
-        let made = ensure_folder(home.dir(), NONE, 0o755).and_then(|_| objects::Objects::open(home.dir()));
+        let seal = Seal::of_home(home.dir(), path, &path.join(LOCK), config.verity).map_err(|error| {
+            if error.kind() == io::ErrorKind::Unsupported {
+                return unsupported(error.to_string(), Some("use the newer program".into()));
+            }
+            Error::system(format!("find out whether {} is sealed", path.display()), error)
+        })?;
+        let mounts = Mounts::of(home.dir(), path, seal).map_err(failed)?.map_err(|reason| match seal {
+            Seal::Yes => unsupported(
+                format!("its objects are sealed, and nothing here verifies them: {reason}"),
+                Some(crate::factory::SEALED_HINT.into()),
+            ),
+            Seal::No => unsupported(reason, Some(crate::factory::HINT.into())),
+        })?;
+        let made =
+            ensure_folder(home.dir(), NONE, 0o755).and_then(|_| objects::Objects::open(home.dir(), seal));
         let objects =
             made.map_err(|error| Error::system(format!("make the folders of {}", path.display()), error))?;
         let capabilities = capabilities(&features, mounts);
@@ -224,6 +236,7 @@ impl Driver for Composefs {
             pair("Supports d_type", self.parts.features.d_type.to_string()),
             pair("Supports reflink", self.parts.features.reflink.to_string()),
             pair("Images mounted", self.parts.mounts.source.text().into()),
+            pair("Objects sealed (fs-verity)", (self.parts.objects.seal == Seal::Yes).to_string()),
             pair("Native Overlay Diff", "true".into()),
             pair("Nested whiteouts", self.parts.features.nested.to_string()),
         ])
@@ -283,6 +296,7 @@ impl Driver for Composefs {
         let lock = self.parts.taking(id)?;
         let mut intake = Intake::new(Arc::clone(&self.parts), id);
         let mut own = self.parts.gather(id, parent, &mut intake)?;
+        intake.settle().map_err(|error| Error::system("take what was written", error).layer(id))?;
         // Taken after it was looked at, so that it can be changed in place.
         let base = parent.map(|parent| self.parts.flat(parent)).transpose()?.flatten();
         let before = Arc::clone(&own);

@@ -1,7 +1,7 @@
 //! Probing and opening the driver.
 
 use crate::driver::{Composefs, NAME};
-use crate::probe;
+use crate::seal::{self, Seal};
 use std::ffi::OsStr;
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -13,6 +13,9 @@ use vellum_sys::fsinfo::FileSystem;
 
 /// What helps where images cannot be mounted.
 pub(crate) const HINT: &str = "it needs EROFS, and overlayfs with data-only lower layers (Linux 6.8, with 6.12 or a loop device for images); use overlay";
+
+/// What helps where a sealed home cannot be used.
+pub(crate) const SEALED_HINT: &str = "boot a kernel that has fs-verity (CONFIG_FS_VERITY), Linux 6.8 or newer, or load the images into another store; `vellum init --no-verity` makes one that works without";
 
 /// Makes and probes the composefs driver.
 #[derive(Debug, Clone, Copy)]
@@ -59,9 +62,9 @@ impl Factory for ComposefsFactory {
             }
         };
         let tried = tree::open_dir(rustix::fs::CWD, OsStr::new(environment.root))
-            .and_then(|dir| probe::probe(dir.as_fd(), environment.root));
+            .and_then(|dir| seal::best(dir.as_fd(), environment.root));
         match tried {
-            Ok(Ok(mounts)) => {
+            Ok(Ok((seal, mounts, unsealed))) => {
                 probe.usable = true;
                 probe.works_fully = features.reflink && mounts.without_metacopy;
                 let first = if features.reflink {
@@ -72,8 +75,20 @@ impl Factory for ComposefsFactory {
                 let others =
                     if mounts.without_metacopy { "" } else { "; other engines cannot mount it (Linux 6.15)" };
                 let how = mounts.source.text();
-                probe.reason = format!("images mount {how} on {file_system} at {root}, and {first}{others}");
+                let verified = match seal {
+                    Seal::Yes => "; the kernel verifies all that is read (fs-verity)",
+                    Seal::No => "",
+                };
+                probe.reason =
+                    format!("images mount {how} on {file_system} at {root}, and {first}{verified}{others}");
                 probe.facts.push(("images".into(), mounts.source.text().into()));
+                let sealed = match seal {
+                    Seal::Yes => {
+                        "objects of a new store are sealed, and verified when they are read".to_owned()
+                    }
+                    Seal::No => format!("no: {unsealed}"),
+                };
+                probe.facts.push(("fs-verity".into(), sealed));
                 probe.facts.extend(features.facts().into_iter().map(|(name, value)| (name.into(), value)));
             }
             Ok(Err(reason)) => {

@@ -18,6 +18,7 @@
 //!       image                    EROFS: the whole tree of the layer's chain; made when it is first needed, and again if it is gone
 //!       diff/ work/              overlayfs's, while the layer is active
 //!       taking                   there while contents are taken that `tree` does not list yet
+//!     .sealed                    there: all objects have fs-verity, and every mount asks for it (`seal`)
 //!     .lock .none .features .images
 //! ```
 //!
@@ -31,8 +32,8 @@
 //! | an object's time | says which layer made it | means nothing |
 //! | image | EROFS with `trusted.overlay.metacopy` (with the digest) and `redirect`, their header | the same entries in `composefs-info dump`, no object is missing, and `mount.composefs` mounts it; its bytes differ, as it is laid out otherwise and has no whiteouts `00` to `ff` in its root. So its own digest is not theirs |
 //! | layers | `tree` | none; composefs-rs keeps streams of tars |
-//! | who verifies | nobody while a file is read: fs-verity is not enabled on objects, and mounts do not ask for it. `check` compares layers with their manifests, a load compares objects that nobody vouches for | the kernel, with `verity` and a file system that has fs-verity |
-//!
+//! | who verifies | in a sealed home (`seal`: the file system has fs-verity) the kernel, whenever an object is opened and read. Elsewhere nobody while a file is read: `check` compares layers with their manifests, a load compares objects that nobody vouches for | the kernel, with `verity` and a file system that has fs-verity |
+//! | who verifies the image | `check` | the kernel, if who mounts knows its digest |
 //!
 //! # What the kernel mounts
 //!
@@ -57,7 +58,7 @@
 //! # Algorithms
 //!
 //! *create*: `<id>`, `diff` with the attributes of the parent's root, `work`, then `info`. *target*: 1. lock shared, mark `taking`; 2. each content is hashed while it comes: one that is
-//! there and can be trusted (`objects`) is used; 3. at the end `tree` is put in place, and the mark goes. *commit*: 1. what was written through mounts is laid over `tree`;
+//! there and can be trusted (`objects`) is used, another made, in a sealed home by threads (`sealer`); 3. at the end `tree` is put in place, and the mark goes. *commit*: 1. what was written through mounts is laid over `tree`;
 //! 2. directories that the archive did not list, and links to files below, take what the parent's tree has; 3. `tree`; 4. `diff` and `work` go; 5. `info`.
 //! *mounts*: the image of the layer (or of an active one's parent) is made if it is not there: the trees of the chain are laid over each other, base first, and written, synced, and
 //! renamed into place. *unprepare*: images of committed layers on which only other committed layers lie go; whoever unpacks layer by layer through mounts (containerd) has one made for each
@@ -74,13 +75,14 @@
 //!
 //! - *Power goes* while a load is at work: objects may be there without their content. They are not trusted without a look, because their maker was never recorded.
 //! - *A process dies* while it takes objects: the mark `taking` stays, and the removal of the half-made layer looks at all objects.
-//! - *An object rots*: all layers that list it are damaged. `check` finds the file by the layer's manifest; [`Driver::distrust`](vellum_driver::Driver::distrust) has the next load compare
+//! - *An object rots*: in a sealed home who reads it gets `EIO`, elsewhere what is there. All layers that list it are damaged. `check` finds the file by the layer's manifest; [`Driver::distrust`](vellum_driver::Driver::distrust) has the next load compare
 //!   before it uses any of them, and the bad one is replaced, for all layers.
 //! - *An image rots*: `check` compares it with what its layers give.
 //! - *No reflink* (ext4): all works, and a first write copies the whole file.
 //! - The ACL of a lower file cannot be changed before anything else of the file was, since overlayfs asks the read-only file system below; and until a file is opened, its blocks are
 //!   those of its length.
 
+mod content;
 mod digest;
 mod driver;
 mod factory;
@@ -89,6 +91,8 @@ mod objects;
 mod parts;
 mod plan;
 mod probe;
+mod seal;
+mod sealer;
 mod target;
 mod tree;
 mod upkeep;

@@ -25,10 +25,13 @@
 //! now, and has its bytes. Then the others are removed. A layer that was half made has no list, and is known by its mark (`taking`): then all
 //! objects are looked at. Interrupted, this begins again: what was done is not there any more.
 
+use crate::content::{Part, copy_data, digest_of, digest_with_holes, each_part};
 use crate::digest::{Digest, Hasher};
 use crate::parts::Parts;
+use crate::seal::Seal;
+use crate::sealer::Sealer;
 use crate::tree::{Content, objects_in};
-use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -39,7 +42,8 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use vellum_archive::target::{FileData, Usage};
 use vellum_archive::tree::{open_dir, read_dir};
-use vellum_sys::file::ensure_folder;
+use vellum_sys::file::{ensure_folder, reopen_to_read};
+use vellum_sys::verity;
 use vellum_types::LayerId;
 
 /// Files up to this length are kept in the tree, as composefs does.
@@ -50,10 +54,14 @@ pub(crate) const WORTH_CLONING: u64 = 256 << 10;
 /// Files up to this length are in memory before they are written: of those that are there already nothing is written.
 const SMALL: u64 = 1 << 20;
 
+/// The name of the folder of objects.
+pub(crate) const OBJECTS: &str = "objects";
+
 /// The folder of objects.
 #[derive(Debug)]
 pub(crate) struct Objects {
     dir: OwnedFd,
+    pub(crate) seal: Seal,
 }
 
 impl Objects {
@@ -61,8 +69,8 @@ impl Objects {
     ///
     /// # Errors
     /// The file system's.
-    pub(crate) fn open(home: BorrowedFd<'_>) -> io::Result<Self> {
-        Ok(Self { dir: ensure_folder(home, "objects", 0o700)? })
+    pub(crate) fn open(home: BorrowedFd<'_>, seal: Seal) -> io::Result<Self> {
+        Ok(Self { dir: ensure_folder(home, OBJECTS, 0o700)?, seal })
     }
 
     pub(crate) fn dir(&self) -> BorrowedFd<'_> {
@@ -94,7 +102,8 @@ impl Objects {
     pub(crate) fn clone_of(&self, file: &File) -> io::Result<Option<File>> {
         let twin = self.temporary()?;
         match rustix::fs::ioctl_ficlone(&twin, file) {
-            Ok(()) => Ok(Some(twin)),
+            // Read by whoever makes a tar of it, and perhaps still open there when it is sealed.
+            Ok(()) => reopen_to_read(twin).map(Some),
             Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::TXTBSY) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -110,9 +119,72 @@ impl Objects {
         }
     }
 
-    /// Whether an object has the content that its name says.
+    /// Whether an object has the content that its name says, and the seal that all have in a sealed home. One that cannot be read is not sound.
     pub(crate) fn is_sound(&self, digest: &Digest) -> io::Result<bool> {
-        Ok(digest_of(&mut self.read(digest)?)? == *digest)
+        let look = || -> io::Result<bool> {
+            let mut file = self.read(digest)?;
+            let sealed = self.seal == Seal::No || verity::measure(&file)? == Some(digest.0);
+            Ok(sealed && digest_of(&mut file)? == *digest)
+        };
+        match look() {
+            Err(error) if is_rot(&error) => Ok(false),
+            other => other,
+        }
+    }
+
+    /// What is wrong with the seal of an object that is there: none, that of another content, or one that cannot be opened. Reads nothing of its content.
+    pub(crate) fn broken_seal(&self, digest: &Digest) -> io::Result<Option<String>> {
+        if self.seal == Seal::No {
+            return Ok(None);
+        }
+        Ok(match self.read(digest).and_then(|file| verity::measure(&file)) {
+            Ok(Some(measured)) if measured == digest.0 => None,
+            Ok(Some(measured)) => Some(format!("has the fs-verity digest {}", Digest(measured))),
+            Ok(None) => Some("is not sealed with fs-verity".into()),
+            Err(error) if is_rot(&error) => Some(format!("cannot be opened: {error}")),
+            Err(error) => return Err(error),
+        })
+    }
+
+    /// Gives a whole file its name, in a sealed home sealed. One that is there already and was found wanting is replaced. What it takes on disk.
+    pub(crate) fn place(&self, file: File, digest: &Digest, maker: LayerId) -> io::Result<u64> {
+        let file = self.seal(file, digest)?;
+        rustix::fs::futimens(&file, &stamp(Some(maker)))?;
+        let path = digest.path();
+        let link = |to: &str| {
+            let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+            rustix::fs::linkat(rustix::fs::CWD, &from, &self.dir, to, AtFlags::SYMLINK_FOLLOW)
+        };
+        let mut linked = link(&path);
+        if linked == Err(Errno::NOENT) {
+            ensure_folder(&self.dir, &path[..2], 0o700)?;
+            linked = link(&path);
+        }
+        match linked {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let fresh = format!("{}/{TEMPORARY}{}", &path[..2], vellum_sys::random::hex::<8>()?);
+                link(&fresh)?;
+                rustix::fs::renameat(&self.dir, &fresh, &self.dir, &path)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(allocated(&rustix::fs::fstat(&file)?))
+    }
+
+    /// In a sealed home, has the kernel verify a whole file from now on: its digest must be the name that it is to get.
+    fn seal(&self, file: File, digest: &Digest) -> io::Result<File> {
+        if self.seal == Seal::No {
+            return Ok(file);
+        }
+        let file = verity::seal(file)?;
+        if verity::measure(&file)? == Some(digest.0) {
+            return Ok(file);
+        }
+        let reason = format!(
+            "what the kernel has of it does not have the fs-verity digest {digest} that was computed: memory or disk is not sound"
+        );
+        Err(io::Error::new(io::ErrorKind::InvalidData, reason))
     }
 
     /// Says who made an object.
@@ -172,19 +244,13 @@ impl Objects {
     }
 }
 
+/// Whether a file could not be opened or read because of what is on the disk: a bad block, or one that is not what its seal or its file system's checksum says.
+fn is_rot(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::INVAL | Errno::UCLEAN | Errno::BADMSG))
+}
+
 /// A name on the way to replacing an object that is not sound.
 const TEMPORARY: &str = ".new-";
-
-fn digest_of(file: &mut File) -> io::Result<Digest> {
-    let mut hasher = Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finish()),
-            length => hasher.update(&buffer[..length]),
-        }
-    }
-}
 
 /// The time that says who made an object; that of nobody is one that no layer has.
 fn stamp(maker: Option<LayerId>) -> Timestamps {
@@ -217,12 +283,13 @@ pub(crate) struct Intake {
     pub(crate) made: Usage,
     /// The objects that have this layer as their maker now.
     pub(crate) own: BTreeSet<Digest>,
+    sealer: Option<Sealer>,
 }
 
 impl Intake {
     pub(crate) fn new(parts: Arc<Parts>, layer: LayerId) -> Self {
         let (makers, made, own) = (HashMap::from([(layer, true)]), Usage::default(), BTreeSet::new());
-        Self { parts, layer, known: HashSet::new(), makers, buffer: Vec::new(), made, own }
+        Self { parts, layer, known: HashSet::new(), makers, buffer: Vec::new(), made, own, sealer: None }
     }
 
     /// Takes a file's content.
@@ -375,125 +442,38 @@ impl Intake {
         Ok(there)
     }
 
-    /// Gives a whole file its name. One that is there already and was found wanting is replaced.
+    /// Makes a whole file an object. In a sealed home that goes on behind this call, until [`Intake::settle`].
     fn place(&mut self, file: File, digest: &Digest) -> io::Result<()> {
-        rustix::fs::futimens(&file, &stamp(Some(self.layer)))?;
-        let path = digest.path();
-        let link = |to: &str| {
-            let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-            rustix::fs::linkat(rustix::fs::CWD, &from, self.parts.objects.dir(), to, AtFlags::SYMLINK_FOLLOW)
+        if self.parts.objects.seal == Seal::No {
+            let bytes = self.parts.objects.place(file, digest, self.layer)?;
+            self.note(*digest, bytes);
+            return Ok(());
+        }
+        let sealer = match self.sealer.take() {
+            Some(sealer) => sealer,
+            None => Sealer::start(&self.parts, self.layer)?,
         };
-        let mut linked = link(&path);
-        if linked == Err(Errno::NOENT) {
-            ensure_folder(self.parts.objects.dir(), &path[..2], 0o700)?;
-            linked = link(&path);
+        let goes_on = sealer.take(file, digest);
+        self.sealer = Some(sealer);
+        if goes_on { Ok(()) } else { self.settle() }
+    }
+
+    fn note(&mut self, digest: Digest, bytes: u64) {
+        self.own.insert(digest);
+        self.made += Usage { bytes, inodes: 1 };
+    }
+
+    /// Waits until all objects that were taken have their names: before they are read, and before what was made is asked for.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn settle(&mut self) -> io::Result<()> {
+        let Some(sealer) = self.sealer.take() else { return Ok(()) };
+        for (digest, bytes) in sealer.settle()? {
+            self.note(digest, bytes);
         }
-        match linked {
-            Ok(()) => {}
-            Err(Errno::EXIST) => {
-                let fresh = format!("{}/{TEMPORARY}{}", &path[..2], vellum_sys::random::hex::<8>()?);
-                link(&fresh)?;
-                rustix::fs::renameat(self.parts.objects.dir(), &fresh, self.parts.objects.dir(), &path)?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-        let stat = rustix::fs::fstat(&file)?;
-        self.own.insert(*digest);
-        self.made += Usage { bytes: allocated(&stat), inodes: 1 };
         Ok(())
     }
-}
-
-/// A part of a file's content.
-enum Part<'a> {
-    /// Bytes, and where they belong.
-    Data(&'a [u8], u64),
-    /// So many zeros.
-    Hole(u64),
-}
-
-/// Tells a file's content in parts, from front to back.
-fn each_part(
-    size: u64,
-    data: &mut dyn FileData,
-    each: &mut dyn FnMut(Part<'_>) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut end = 0;
-    while let Some((offset, length)) = data.next_extent()? {
-        if offset > end {
-            each(Part::Hole(offset - end))?;
-        }
-        let (mut position, mut left) = (offset, length);
-        while left > 0 {
-            let chunk = data.fill_buf()?;
-            if chunk.is_empty() {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            let part = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            each(Part::Data(&chunk[..part], position))?;
-            data.consume(part);
-            position += part as u64;
-            left -= part as u64;
-        }
-        end = position;
-    }
-    if end < size { each(Part::Hole(size - end)) } else { Ok(()) }
-}
-
-/// Runs of data in a file.
-fn each_run(file: &File, size: u64, each: &mut dyn FnMut(u64, u64) -> io::Result<()>) -> io::Result<()> {
-    let mut at = 0;
-    while at < size {
-        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(data) => data,
-            Err(Errno::NXIO) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?.min(size);
-        each(data, hole)?;
-        at = hole;
-    }
-    Ok(())
-}
-
-/// Copies what is data; holes stay holes.
-fn copy_data(from: &mut File, to: &mut File, size: u64) -> io::Result<()> {
-    let mut buffer = vec![0; 256 << 10];
-    each_run(from, size, &mut |mut at, end| {
-        while at < end {
-            let part = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
-            let got = from.read_at(&mut buffer[..part], at)?;
-            if got == 0 {
-                return Ok(());
-            }
-            to.write_all_at(&buffer[..got], at)?;
-            at += got as u64;
-        }
-        Ok(())
-    })?;
-    to.set_len(size)
-}
-
-fn digest_with_holes(file: &mut File, size: u64) -> io::Result<Digest> {
-    let mut hasher = Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    let mut told = 0;
-    each_run(file, size, &mut |mut at, end| {
-        hasher.update_zeros(at - told);
-        while at < end {
-            let part = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
-            let got = file.read_at(&mut buffer[..part], at)?;
-            if got == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            hasher.update(&buffer[..got]);
-            at += got as u64;
-        }
-        told = end;
-        Ok(())
-    })?;
-    hasher.update_zeros(size - told);
-    Ok(hasher.finish())
 }
 
 /// What removing a layer's objects did.

@@ -31,7 +31,7 @@ pub(crate) const IMAGE: &str = "image";
 pub(crate) const TAKING: &str = "taking";
 pub(crate) const UPPER: &str = "diff";
 pub(crate) const WORK: &str = "work";
-const LOCK: &str = ".lock";
+pub(crate) const LOCK: &str = ".lock";
 /// How long a collection of objects waits for layers that are being filled.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Overlayfs's mark of a file whose data lie below.

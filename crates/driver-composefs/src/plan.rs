@@ -83,6 +83,9 @@ impl Composefs {
         // Others turn redirects off, which excludes metacopy, and read the upper without asking for data that are not there.
         let mut options =
             vec![text("redirect_dir", "on"), text("metacopy", if by_others { "off" } else { "on" })];
+        if let Some((name, value)) = self.parts.objects.seal.option() {
+            options.push(text(name, value));
+        }
         if writable {
             options.push(text("index", "off"));
         }

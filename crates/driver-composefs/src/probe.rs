@@ -1,6 +1,7 @@
 //! What this kernel can do with images, found out by doing it.
 
-use crate::digest::Hasher;
+use crate::digest::{Digest, Hasher};
+use crate::seal::Seal;
 use crate::tree::{self, Content, Dir, Entry, Leaf, Raw, What};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::MountAttrFlags;
@@ -48,12 +49,12 @@ impl Mounts {
     ///
     /// # Errors
     /// The inner one says why the driver cannot be used here, the outer one that it cannot be tried.
-    pub(crate) fn of(home: BorrowedFd<'_>, path: &Path) -> io::Result<Result<Self, String>> {
-        let key = key(home)?;
+    pub(crate) fn of(home: BorrowedFd<'_>, path: &Path, seal: Seal) -> io::Result<Result<Self, String>> {
+        let key = key(home, seal)?;
         if let Some(known) = read(home, &key) {
             return Ok(Ok(known));
         }
-        let found = probe(home, path)?;
+        let found = probe(home, path, seal)?;
         if let Ok(mounts) = found {
             // Without the file the next command tries again.
             let _ = write(home, &key, mounts);
@@ -62,9 +63,9 @@ impl Mounts {
     }
 }
 
-fn key(home: BorrowedFd<'_>) -> io::Result<String> {
+fn key(home: BorrowedFd<'_>, seal: Seal) -> io::Result<String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    Ok(format!("1 {} {}", boot.trim(), rustix::fs::fstat(home)?.st_dev))
+    Ok(format!("2 {} {} {seal:?}", boot.trim(), rustix::fs::fstat(home)?.st_dev))
 }
 
 fn read(home: BorrowedFd<'_>, key: &str) -> Option<Mounts> {
@@ -101,29 +102,37 @@ impl Drop for Scratch<'_> {
 
 const TEXT: &[u8] = b"what lies in an object is seen through the image, and not what lies beside it\n";
 
-/// Makes a small image and an object, lays them over each other, and reads through both.
-pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path) -> io::Result<Result<Mounts, String>> {
+const UNSEALED: &[u8] = b"what lies in an object that is not sealed is not seen where all must be sealed\n";
+
+/// Makes a small image and objects, lays them over each other, and reads through both.
+pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path, seal: Seal) -> io::Result<Result<Mounts, String>> {
     let scratch = Scratch { home, name: format!(".probe-{}", vellum_sys::random::hex::<8>()?) };
     let dir = vellum_sys::file::ensure_folder(home, &scratch.name, 0o700)?;
     let path = path.join(&scratch.name);
-    let digest = Hasher::of(TEXT);
-    let object = digest.path();
-    for folder in ["objects", &format!("objects/{}", &object[..2])] {
-        rustix::fs::mkdirat(&dir, folder, Mode::RWXU)?;
-    }
-    vellum_sys::file::create(&dir, format!("objects/{object}"), 0o600)?.write_all(TEXT)?;
-    let what = What::File { size: TEXT.len() as u64, content: Content::Object(digest) };
-    let leaf = Leaf { attr: tree::Attr { mode: 0o644, ..tree::Attr::default() }, what };
     let mut root = Dir::implied();
-    root.entries.insert(b"file"[..].into(), Entry::Leaf(Arc::new(leaf)));
+    for (name, text) in [("file", TEXT), ("unsealed", UNSEALED)] {
+        let (digest, file) = object(dir.as_fd(), text)?;
+        if seal == Seal::Yes
+            && name == "file"
+            && let Err(error) = vellum_sys::verity::seal(file)
+        {
+            return Ok(Err(format!("a file cannot be sealed with fs-verity: {error}")));
+        }
+        let what = What::File { size: text.len() as u64, content: Content::Object(digest) };
+        let leaf = Leaf { attr: tree::Attr { mode: 0o644, ..tree::Attr::default() }, what };
+        root.entries.insert(name.as_bytes().into(), Entry::Leaf(Arc::new(leaf)));
+    }
     let mut image = vellum_sys::file::create(&dir, "image", 0o600)?;
     tree::build(&Arc::new(root), Raw::No, &mut image)?;
     let mut refused = String::new();
     for source in [Source::File, Source::Loop] {
-        match try_one(&path, source, "on") {
+        match try_one(&path, source, "on", seal) {
             Ok(mount) => {
-                let without_metacopy = try_one(&path, source, "off").is_ok();
-                return Ok(match reads(&mount) {
+                let without_metacopy = try_one(&path, source, "off", seal).is_ok();
+                return Ok(match reads(&mount, "file", TEXT) {
+                    Ok(true) if seal == Seal::Yes && reads(&mount, "unsealed", UNSEALED).is_ok() => {
+                        Err("overlayfs opens an object that is not sealed, in spite of verity=require".into())
+                    }
                     Ok(true) => Ok(Mounts { source, without_metacopy }),
                     Ok(false) => Err("an overlay over an image does not show what the objects hold".into()),
                     Err(error) => Err(format!("an overlay over an image mounts and cannot be read: {error}")),
@@ -135,7 +144,18 @@ pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path) -> io::Result<Result<Moun
     Ok(Err(refused))
 }
 
-fn try_one(path: &Path, source: Source, metacopy: &str) -> Result<DetachedMount, String> {
+/// An object with this content.
+fn object(dir: BorrowedFd<'_>, text: &[u8]) -> io::Result<(Digest, File)> {
+    let digest = Hasher::of(text);
+    let path = digest.path();
+    let folder = vellum_sys::file::ensure_folder(dir, "objects", 0o700)?;
+    vellum_sys::file::ensure_folder(&folder, &path[..2], 0o700)?;
+    let mut file = vellum_sys::file::create(&folder, path, 0o600)?;
+    file.write_all(text)?;
+    Ok((digest, file))
+}
+
+fn try_one(path: &Path, source: Source, metacopy: &str, seal: Seal) -> Result<DetachedMount, String> {
     let kernel = |error: MountError| format!("{error}: {}", error.source);
     let image = path.join("image");
     let context = FsContext::open("erofs").map_err(kernel)?;
@@ -166,16 +186,21 @@ fn try_one(path: &Path, source: Source, metacopy: &str) -> Result<DetachedMount,
     stack().map_err(|error| {
         format!("overlayfs takes no data-only lower layers (Linux 6.8): {}", kernel(error))
     })?;
+    if let Some((name, value)) = seal.option() {
+        context
+            .string(name, value)
+            .map_err(|error| format!("overlayfs does not verify objects (Linux 6.6): {}", kernel(error)))?;
+    }
     context
         .mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
         .map_err(|error| format!("the kernel refuses an overlay over an EROFS image: {}", kernel(error)))
 }
 
-fn reads(mount: &DetachedMount) -> io::Result<bool> {
+fn reads(mount: &DetachedMount, name: &str, text: &[u8]) -> io::Result<bool> {
     let root = mount.open_root()?;
-    let file = rustix::fs::openat(&root, "file", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let file = rustix::fs::openat(&root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut content = Vec::new();
     File::from(file).read_to_end(&mut content)?;
-    let stat = rustix::fs::statat(&root, "file", AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(content == TEXT && stat.st_mode & 0o7777 == 0o644)
+    let stat = rustix::fs::statat(&root, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(content == text && stat.st_mode & 0o7777 == 0o644)
 }

@@ -301,13 +301,17 @@ impl Target for TreeTarget {
         let root = Entry::Dir(Arc::clone(&self.root));
         let entry = if path.is_root() { Some(&root) } else { self.root.find(path) };
         match entry {
-            Some(entry) => at(self.save(path, entry, save), "read back for the recipe", path),
+            Some(entry) => {
+                at(self.intake.settle(), "write", path)?;
+                at(self.save(path, entry, save), "read back for the recipe", path)
+            }
             None => Ok(()),
         }
     }
 
-    fn finish(self: Box<Self>) -> Result<Finished, TargetError> {
+    fn finish(mut self: Box<Self>) -> Result<Finished, TargetError> {
         let root = LayerPath::root();
+        at(self.intake.settle(), "write the files of", &root)?;
         let written =
             at(self.parts.put_tree(self.layer, &self.root, &self.intake.own), "write the tree of", &root)?;
         at(self.parts.dress_upper(self.layer, &self.root.attr), "set the meta of", &root)?;

@@ -128,14 +128,22 @@ impl Composefs {
         }
     }
 
-    /// Whether the objects that a tree names are there, with the lengths that it says. Their contents are compared with the layer's manifest.
+    /// Whether the objects that a tree names are there, with the lengths that it says, and sealed in a sealed home. Their contents are compared with the layer's manifest.
     pub(crate) fn check_objects(&self, id: LayerId, tree: &Dir, findings: &mut Vec<String>) -> Result<()> {
         let mut result = Ok(());
         each_file(
             tree,
             &LayerPath::root(),
             &mut |path, size, digest| match self.parts.objects.stat(digest) {
-                Ok(Some(stat)) if u64::try_from(stat.st_size) == Ok(size) => {}
+                Ok(Some(stat)) if u64::try_from(stat.st_size) == Ok(size) => {
+                    match self.parts.objects.broken_seal(digest) {
+                        Ok(None) => {}
+                        Ok(Some(what)) => {
+                            findings.push(format!("the object {digest} of its file {path} {what}"));
+                        }
+                        Err(error) => result = Err(Error::system("look at the objects", error).layer(id)),
+                    }
+                }
                 Ok(Some(stat)) => findings.push(format!(
                     "the object {digest} of its file {path} has {} bytes, and should have {size}",
                     stat.st_size

@@ -25,7 +25,7 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true };
         let driver = Overlay::open(&folder.path().join("overlay"), config).unwrap();
         let mounter = Mounter::new(folder.path().join("run"), folder.path().join("mnt")).unwrap();
         fs::create_dir(folder.path().join("trash")).unwrap();

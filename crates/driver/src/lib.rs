@@ -161,6 +161,8 @@ pub struct DriverConfig {
     /// The store belongs to a user without privileges: device nodes are left out, and owners that the user
     /// namespace cannot hold are recorded in an attribute instead.
     pub rootless: bool,
+    /// A driver that can have the kernel verify what is read of files (fs-verity) does so where the file system can. A driver's home stays as it was made.
+    pub verity: bool,
 }
 
 /// Whether a call found something to do.

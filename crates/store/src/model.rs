@@ -64,6 +64,8 @@ pub struct OpenOptions {
     pub floor: Floor,
     /// How many layers are unpacked at once; `None` for the number of processors, two to four.
     pub workers: Option<usize>,
+    /// A new store has the kernel verify what is read of files, where driver and file system can (fs-verity). A store that is there stays as it was made.
+    pub verity: bool,
 }
 
 impl OpenOptions {
@@ -79,6 +81,7 @@ impl OpenOptions {
             worker: None,
             floor: Floor::default(),
             workers: None,
+            verity: true,
         }
     }
 }

@@ -31,6 +31,13 @@ pub(crate) struct Identity {
     pub(crate) rootless: bool,
     /// The driver that new layers go to when none is asked for.
     pub(crate) driver: String,
+    /// Drivers have the kernel verify what is read, where they can. Stores of before that was written down have no homes of which it would not be known.
+    #[serde(default = "yes")]
+    pub(crate) verity: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Identity {
@@ -52,7 +59,7 @@ impl Identity {
     }
 
     pub(crate) fn config(&self) -> DriverConfig {
-        DriverConfig { xattrs: self.xattrs, rootless: self.rootless }
+        DriverConfig { xattrs: self.xattrs, rootless: self.rootless, verity: self.verity }
     }
 
     /// The catalog's `meta` of a new store.
@@ -66,6 +73,7 @@ impl Identity {
             ("xattrs", xattrs.to_owned()),
             ("rootless", if self.rootless { "1" } else { "0" }.to_owned()),
             ("driver", self.driver.clone()),
+            ("verity", if self.verity { "1" } else { "0" }.to_owned()),
             ("compat", String::new()),
             ("ro_compat", String::new()),
             ("incompat", if layout.has_pool() { schema::POOL } else { "" }.to_owned()),
@@ -83,6 +91,7 @@ impl Identity {
             xattrs: if get("xattrs")? == "user" { XattrForm::User } else { XattrForm::Trusted },
             rootless: get("rootless")? == "1",
             driver: get("driver")?,
+            verity: meta.get("verity").is_none_or(|value| value == "1"),
         })
     }
 
@@ -94,6 +103,7 @@ impl Identity {
             xattrs: if rootless { XattrForm::User } else { XattrForm::Trusted },
             rootless,
             driver: choice.name.clone(),
+            verity: options.verity,
         };
         Ok((identity, choice))
     }

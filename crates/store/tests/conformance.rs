@@ -21,7 +21,7 @@ fn conforms(test: &str, factory: &dyn Factory, fs: PoolFs) {
     std::fs::create_dir(&folder).unwrap();
     let probe = factory.probe(&ProbeEnvironment { root: &folder, rootless: false });
     assert!(probe.works_fully, "a pool has all it needs: {}", probe.reason);
-    let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+    let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true };
     let report = run(&Subject::new(factory, config), &folder, |_| true);
     assert!(report.failed.is_empty(), "{} in a pool: {report}", factory.name());
     std::fs::remove_dir_all(&folder).unwrap();

@@ -37,9 +37,18 @@ fn as_root(factory: &dyn Factory, kind: Kind) {
         Err(Unavailable::Missing(reason)) => skip!("{reason}"),
         Err(error) => panic!("{error}"),
     };
+    on(factory, scratch);
+}
+
+fn on(factory: &dyn Factory, scratch: Scratch) {
+    let kind = scratch.kind();
     let probe = factory.probe(&ProbeEnvironment { root: scratch.path(), rootless: false });
     assert!(probe.usable, "{} must work on {kind}: {}", factory.name(), probe.reason);
-    conforms(factory, DriverConfig { xattrs: XattrForm::Trusted, rootless: false }, scratch.path());
+    conforms(
+        factory,
+        DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true },
+        scratch.path(),
+    );
     scratch.close().unwrap_or_else(|error| panic!("{error}"));
 }
 
@@ -50,7 +59,11 @@ fn rootless(factory: &dyn Factory, test: &str, range: bool) {
         let folder = std::env::temp_dir();
         let probe = factory.probe(&ProbeEnvironment { root: &folder, rootless: true });
         assert!(probe.usable, "{} must work rootless: {}", factory.name(), probe.reason);
-        return conforms(factory, DriverConfig { xattrs: XattrForm::User, rootless: true }, &folder);
+        return conforms(
+            factory,
+            DriverConfig { xattrs: XattrForm::User, rootless: true, verity: true },
+            &folder,
+        );
     }
     if !rustix::process::geteuid().is_root() {
         skip!("becoming another user needs root");
@@ -192,6 +205,31 @@ mod composefs {
     fn loop_btrfs() {
         as_root(&vellum_driver_composefs::FACTORY, Kind::Btrfs);
     }
+
+    /// With objects that the kernel verifies, where it can: in the machine of `cargo xtask vm`.
+    fn sealed(kind: Kind, options: &[&str]) {
+        let factory = &vellum_driver_composefs::FACTORY;
+        let scratch = match Scratch::made_with(kind, Scratch::SIZE_MIB, options) {
+            Ok(scratch) => scratch,
+            Err(error) => skip!("{error}"),
+        };
+        let probe = factory.probe(&ProbeEnvironment { root: scratch.path(), rootless: false });
+        match probe.facts.iter().find(|(name, _)| name == "fs-verity") {
+            Some((_, fact)) if !fact.starts_with("no: ") => on(factory, scratch),
+            Some((_, fact)) => skip!("no fs-verity on {kind}: {}", fact.trim_start_matches("no: ")),
+            None => skip!("{}", probe.reason),
+        }
+    }
+
+    #[test]
+    fn vm_sealed_ext4() {
+        sealed(Kind::Ext4, &["-O", "verity"]);
+    }
+
+    #[test]
+    fn vm_sealed_btrfs() {
+        sealed(Kind::Btrfs, &[]);
+    }
 }
 
 mod btrfs {
@@ -211,7 +249,7 @@ mod btrfs {
         let factory = vellum_driver_btrfs::FACTORY;
         let probe = factory.probe(&ProbeEnvironment { root: scratch.path(), rootless: false });
         assert!(!probe.usable && probe.reason.contains("ext4") && probe.hint.is_some(), "{probe:?}");
-        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true };
         let refused = factory.open(&scratch.path().join("home"), config).unwrap_err();
         assert_eq!(refused.kind, vellum_driver::ErrorKind::Unsupported);
         scratch.close().unwrap_or_else(|error| panic!("{error}"));

@@ -185,7 +185,7 @@ struct Stage {
 impl Stage {
     fn new(factory: &dyn Factory, place: &Path) -> Self {
         let folder = tempfile::tempdir_in(place).unwrap();
-        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true };
         let driver = factory.open(&folder.path().join("home"), config).unwrap();
         let mounter = Mounter::new(folder.path().join("run"), folder.path().join("mnt")).unwrap();
         Self { driver, mounter, folder }

@@ -58,7 +58,7 @@ impl Stage {
     fn new(folder: &Path, factory: &dyn Factory) -> Result<Self, Error> {
         let folder = folder.join(factory.name());
         std::fs::create_dir_all(&folder).map_err(Error::at("make a folder"))?;
-        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true };
         let driver = factory.open(&folder.join("home"), config).map_err(failed("open the driver"))?;
         let mounter =
             Mounter::new(folder.join("run"), folder.join("mnt")).map_err(failed("open the mounter"))?;

@@ -128,7 +128,7 @@ fn forget_caches() -> Result<(), Error> {
 
 /// How long the newest layer's diff takes in this process, in milliseconds: the driver's own, and a walk of it and its parent. Each time after `before`.
 fn within(folder: &Path, before: impl Fn() -> Result<(), Error>) -> Result<[f64; 2], Error> {
-    let config = DriverConfig { xattrs: vellum_archive::XattrForm::Trusted, rootless: false };
+    let config = DriverConfig { xattrs: vellum_archive::XattrForm::Trusted, rootless: false, verity: true };
     let home = folder.join("store/btrfs");
     let driver = vellum_driver_btrfs::FACTORY.open(&home, config).map_err(failed("open the driver"))?;
     let views =

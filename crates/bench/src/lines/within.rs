@@ -72,7 +72,7 @@ pub(super) fn create_and_mount(bench: &Bench) -> Result<Vec<Figures>, Error> {
     let store = Store::open(&options).map_err(failed("open the store"))?;
     let image = store.image_id("bench").map_err(failed("find the image"))?;
     let layers = store.image_layers(&image).map_err(failed("list the layers"))?;
-    let config = DriverConfig { xattrs: vellum_archive::XattrForm::Trusted, rootless: false };
+    let config = DriverConfig { xattrs: vellum_archive::XattrForm::Trusted, rootless: false, verity: true };
     let driver = Overlay::open(&root.join("overlay"), config).map_err(failed("open the driver"))?;
     let mounter =
         Mounter::new(folder.join("run-bare"), folder.join("mnt")).map_err(failed("open the mounter"))?;

@@ -45,7 +45,7 @@ impl Lab {
             std::fs::DirBuilder::new().mode(0o700).create(&path).expect("a folder in a new one");
             path
         };
-        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless };
+        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless, verity: true };
         let driver = factory.open(&part("home"), config).expect("a driver that works here");
         let mounter = Mounter::new(part("run"), part("mnt")).expect("a mounter");
         let _ = part("trash");

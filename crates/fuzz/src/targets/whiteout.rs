@@ -152,7 +152,7 @@ pub(crate) fn run(data: &[u8]) {
     let mut choices = Choices::new(data);
     let rootless = !rustix::process::geteuid().is_root();
     let xattrs = if rootless { XattrForm::User } else { XattrForm::Trusted };
-    let config = DriverConfig { xattrs, rootless };
+    let config = DriverConfig { xattrs, rootless, verity: true };
     jailed(|jail| {
         let (before, after) = (jail.path("before"), jail.path("after"));
         tree(&mut choices, true).make(&before).expect("a tree");

@@ -12,6 +12,7 @@
 //! lives, and removes what it left. Nothing without the tag `vellum-test-` is touched.
 
 mod leftovers;
+mod rot;
 
 pub use leftovers::{Cleaned, TAG, clean_leftovers, mounts_below, unmount_below};
 
@@ -123,6 +124,14 @@ impl Scratch {
     /// # Errors
     /// As [`Scratch::new`].
     pub fn sized(kind: Kind, mib: u64) -> Result<Self, Unavailable> {
+        Self::made_with(kind, mib, &[])
+    }
+
+    /// A file system of this kind and size, made with more options of its mkfs, such as `-O verity` of ext4's.
+    ///
+    /// # Errors
+    /// As [`Scratch::new`].
+    pub fn made_with(kind: Kind, mib: u64, options: &[&str]) -> Result<Self, Unavailable> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         if kind != Kind::Here && !rustix::process::geteuid().is_root() {
@@ -134,11 +143,11 @@ impl Scratch {
         std::fs::create_dir_all(&root)?;
         // From here on, dropping the value cleans up.
         let scratch = Self { kind, folder, root };
-        scratch.mount(mib)?;
+        scratch.mount(mib, options)?;
         Ok(scratch)
     }
 
-    fn mount(&self, mib: u64) -> Result<(), Unavailable> {
+    fn mount(&self, mib: u64, options: &[&str]) -> Result<(), Unavailable> {
         if self.kind == Kind::Tmpfs {
             let size = format!("size={mib}m,mode=755");
             let mount =
@@ -148,7 +157,7 @@ impl Scratch {
         let Some(mkfs) = self.kind.mkfs() else { return Ok(()) };
         let image = self.folder.join("image");
         std::fs::File::create(&image)?.set_len(mib << 20)?;
-        finished(mkfs[0], Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image).output())?;
+        finished(mkfs[0], Command::new(mkfs[0]).args(&mkfs[1..]).args(options).arg(&image).output())?;
         let options = if self.kind == Kind::Xfs { "loop,nouuid" } else { "loop" };
         let mut mount = Command::new("mount");
         mount.args(["-t", self.kind.name(), "-o", options]).arg(&image).arg(&self.root);

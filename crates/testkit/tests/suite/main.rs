@@ -205,7 +205,7 @@ const NOT_BROKEN: &[(&str, &str)] = &[
 
 fn with(fault: Fault, choose: impl Fn(&Case) -> bool) -> Report {
     let scratch = Scratch::new(Kind::Tmpfs).unwrap_or_else(|error| panic!("{error}"));
-    let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false };
+    let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true };
     let wrap = |driver: Box<dyn Driver>| -> Box<dyn Driver> { Box::new(Broken::new(driver, fault)) };
     run(&Subject::new(&vellum_driver_vfs::FACTORY, config).wrapped(&wrap), scratch.path(), choose)
 }

@@ -37,7 +37,13 @@ impl Tests {
 
     /// All that need the machine.
     pub(crate) fn all() -> Vec<Self> {
-        vec![Self::new("vellum-sys", None, &["verity".to_owned()])]
+        let vm = ["vm_".to_owned()];
+        vec![
+            Self::new("vellum-sys", None, &["verity".to_owned()]),
+            Self::new("vellum-driver-composefs", Some("verity"), &vm),
+            Self::new("vellum-store", Some("verity"), &vm),
+            Self::new("vellum-testkit", Some("conformance"), &vm),
+        ]
     }
 
     /// Builds the program; where it is.
