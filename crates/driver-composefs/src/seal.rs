@@ -19,7 +19,9 @@
 //! must be its name: memory that lost a bit between hashing and writing is found there. An unsealed object cannot come into being by a crash: journals keep the order in which an inode
 //! was sealed and named, and a named one that was never brought to the disk is not trusted unless it is sealed *and* has the content that its name says.
 //!
-//! Hashing is done twice, by this program and by the kernel; and ext4 brings each file to the disk while it seals it, and waits. So threads of the intake seal, many at a time ([`Sealer`](crate::sealer::Sealer)).
+//! Hashing is done twice, by this program and by the kernel; and ext4 brings each file to the disk while it seals it, and waits. So threads of the intake seal, many at a time
+//! ([`Sealer`](crate::sealer::Sealer)). What it costs, in the throwaway machine of `cargo xtask vm` (one emulated processor, so it is mostly the kernel's hashing and its work for each file):
+//! a layer of 1,500 files of 8 kB took 2.5 to 3.4 times as long on ext4 and 1.5 to 2.5 times on btrfs, one of ten files of 4 MiB twice as long to three times.
 //!
 //! # Who finds what
 //!

@@ -31,6 +31,7 @@ sealed! {
     vm_a_flipped_bit_is_an_error_when_it_is_read: a_flipped_bit_is_an_error_when_it_is_read;
     vm_an_exchanged_object_is_refused_found_and_replaced: an_exchanged_object_is_refused_found_and_replaced;
     vm_an_image_with_another_digest_is_refused: an_image_with_another_digest_is_refused;
+    vm_what_is_synced_alone_survives_a_power_cut: what_is_synced_alone_survives_a_power_cut;
     vm_a_home_stays_as_it_was_made: a_home_stays_as_it_was_made;
 }
 
@@ -91,7 +92,7 @@ fn a_flipped_bit_is_an_error_when_it_is_read(place: &Place) {
     let stage = place.open(true);
     stage.create(2, Some(1));
     let file = stage.mount(2).join("file");
-    let error = fs::read(&file).unwrap_err();
+    let error = fs::read(&file).map(|bytes| bytes.len()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "EIO: {error}");
     assert_eq!(fs::read(file.with_file_name("other")).unwrap(), noise(5000));
     stage.unmount(2);
@@ -142,11 +143,31 @@ fn an_image_with_another_digest_is_refused(place: &Place) {
     fs::write(&image, &bytes).unwrap();
     stage.create(2, Some(1));
     let root = stage.mount(2);
-    let error = fs::read(root.join("file")).unwrap_err();
+    let error = fs::read(root.join("file")).map(|bytes| bytes.len()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "EIO: {error}");
     assert_eq!(fs::read(root.join("other")).unwrap(), noise(5000));
     stage.unmount(2);
     assert_eq!(stage.driver.check(id(1)).unwrap(), ["its image is not what its layers give"]);
+}
+
+fn what_is_synced_alone_survives_a_power_cut(place: &Place) {
+    let stage = place.open(true);
+    // What a store has brought to the disk when it was made.
+    rustix::fs::syncfs(fs::File::open(place.path()).unwrap()).unwrap();
+    let files = [("file", noise(9000)), ("large", noise(3 << 20))];
+    stage.layer(1, None, &files);
+    stage.driver.sync(id(1)).unwrap();
+    let copy = place.copy_of_disk();
+    drop(stage);
+    place.put_disk(&copy);
+    let stage = place.open(true);
+    assert_eq!(stage.driver.check(id(1)).unwrap(), Vec::<String>::new());
+    stage.create(2, Some(1));
+    let root = stage.mount(2);
+    for (name, content) in files {
+        assert!(fs::read(root.join(name)).unwrap() == content, "{name}");
+    }
+    stage.unmount(2);
 }
 
 fn a_home_stays_as_it_was_made(place: &Place) {

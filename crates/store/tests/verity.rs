@@ -87,7 +87,7 @@ fn rots_and_is_mended(scratch: &Scratch) {
     assert_eq!(scratch.rot(mounted(scratch.kind()), &block).unwrap_or_else(|error| panic!("{error}")), 1);
     let store = Store::open(&options_in(scratch)).unwrap();
     let root = mount(&store, "c");
-    assert_eq!(fs::read(root.join("usr/large")).unwrap_err().raw_os_error(), Some(5), "EIO");
+    assert_eq!(fs::read(root.join("usr/large")).map(drop).unwrap_err().raw_os_error(), Some(5), "EIO");
     assert!(fs::read(root.join("usr/x")).unwrap() == pattern(9000));
     umount(&store, "c");
     let findings = store.check(false, &Silent).unwrap();

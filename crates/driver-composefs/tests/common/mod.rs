@@ -85,6 +85,19 @@ impl Place {
         Stage { driver, mounter }
     }
 
+    /// What is on the disk at this moment, beside it: as if the power were cut.
+    pub fn copy_of_disk(&self) -> PathBuf {
+        let copy = self.0.image().with_extension("copy");
+        fs::copy(self.0.image(), &copy).unwrap();
+        copy
+    }
+
+    /// Goes on with what was on the disk at that moment.
+    pub fn put_disk(&self, copy: &Path) {
+        let put = self.0.remount(options(self.0.kind()), |image| fs::rename(copy, image));
+        put.unwrap_or_else(|error| panic!("{error}"));
+    }
+
     /// Flips a bit on the disk, below the file system, in the block with this content.
     pub fn flip_on_disk(&self, block: &[u8]) {
         let found = self.0.rot(options(self.0.kind()), block.try_into().unwrap());
