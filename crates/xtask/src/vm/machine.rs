@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
+use vellum_testkit::scratch::TAG;
 
 /// Programs of this machine that tests call, and what init needs.
 const PROGRAMS: &[&str] = &[
@@ -78,7 +79,8 @@ struct Place(PathBuf);
 
 impl Place {
     fn new() -> Result<Self, Error> {
-        let place = std::env::temp_dir().join(format!("vellum-vm-{}", std::process::id()));
+        // By this name it is found when this process is killed.
+        let place = std::env::temp_dir().join(format!("{TAG}{}-0-vm", std::process::id()));
         std::fs::create_dir_all(&place).map_err(Error::at(format!("make {}", place.display())))?;
         Ok(Self(place))
     }
