@@ -257,6 +257,13 @@ pub struct Joints {
     pub whiteouts: Vec<LayerPath>,
 }
 
+impl Joints {
+    /// Whether joining brings files and directories into the layer that its target has not counted: the layer is measured once more then.
+    pub fn bring_more(&self) -> bool {
+        !self.links.is_empty() || !self.whiteouts.is_empty()
+    }
+}
+
 /// What a finished target reports.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Finished {

@@ -335,7 +335,12 @@ impl Driver for Btrfs {
         };
         let target = FolderTarget::new(self.home.open_part(id, TREE)?, options)
             .map_err(|error| Error::system("unpack", error).layer(id))?;
-        Ok(Box::new(target))
+        let since = self.since(id)?.unwrap_or(0);
+        // The commit that follows brings it to the disk as well, and has little to do then.
+        Ok(Box::new(target.measured_by(Box::new(move |tree| {
+            btrfs::sync(tree)?;
+            changes::usage_since(tree, since)
+        }))))
     }
 
     fn commit(&self, id: LayerId, parent: Option<LayerId>, joints: &Joints) -> Result<Changed> {

@@ -296,10 +296,10 @@ impl Store {
         if let Ok(Some(low)) = low.into_inner() {
             return Err(low);
         }
-        let filled = filled?;
+        let mut filled = filled?;
         point("store.stage.filled")?;
         let reading = self.reading_layers()?;
-        let _ = self.driver.commit(id, below.top(), &filled.finished.joints)?;
+        self.join_filled(id, below.top(), &mut filled)?;
         drop(reading);
         point("store.stage.joined")?;
         Ok(Staged { id, filled, barrier })

@@ -43,7 +43,7 @@ use rustix::io::Errno;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 /// What the folder means.
@@ -81,7 +81,13 @@ pub struct FolderTarget {
     /// ([`Style::Apply`]), or this layer brought more than whiteouts in them ([`Style::Overlay`]).
     settled: HashSet<u64>,
     noted: Noted,
+    measure: Option<Box<Measure>>,
+    /// What the file system allocates at a time, in bytes.
+    block: u64,
 }
+
+/// Tells what the layer in the folder takes on disk, once it is filled.
+pub type Measure = dyn FnOnce(BorrowedFd<'_>) -> io::Result<Usage> + Send;
 
 impl std::fmt::Debug for FolderTarget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -113,6 +119,7 @@ impl FolderTarget {
     /// It cannot be looked at.
     pub fn new(root: OwnedFd, options: FolderOptions) -> io::Result<Self> {
         let stat = rustix::fs::fstat(&root)?;
+        let block = rustix::fs::fstatvfs(&root)?.f_frsize.max(1);
         let mut levels = Levels::new(root);
         levels.usage = Usage { bytes: allocated(&stat), inodes: 1 };
         // A hash that nobody can prepare colliding paths for.
@@ -126,7 +133,16 @@ impl FolderTarget {
             settled: HashSet::new(),
             // Overlayfs shows the root of the nearest layer. Where a folder is applied to, it is that of the layers below already.
             noted: Noted::new(options.style == Style::Overlay),
+            measure: None,
+            block,
         })
+    }
+
+    /// The same with another measure than what all files in the folder take: for a [`Style::Apply`] folder that shares what it began with.
+    #[must_use]
+    pub fn measured_by(mut self, measure: Box<Measure>) -> Self {
+        self.measure = Some(measure);
+        self
     }
 
     /// The form whose names overlayfs would take for its own here.
@@ -321,7 +337,7 @@ impl FolderTarget {
         &mut self,
         path: &LayerPath,
         name: &[u8],
-        make: impl Fn(std::os::fd::BorrowedFd<'_>) -> rustix::io::Result<()>,
+        make: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<()>,
     ) -> Result<rustix::io::Result<()>, TargetError> {
         match make(at(self.levels.top(), "open the directory of", path)?) {
             Err(Errno::EXIST) => {
@@ -337,13 +353,19 @@ fn has_default_acl(meta: &Meta) -> bool {
     meta.xattrs.iter().any(|(name, _)| name == b"system.posix_acl_default")
 }
 
-/// Writes a file's data where it belongs.
 /// Files that the disk may begin with before the barrier of the load, which then waits less. For smaller ones the calls cost more than
 /// they give.
 const LARGE: u64 = 1 << 20;
 
-fn fill(fd: &OwnedFd, path: &LayerPath, size: u64, data: &mut dyn FileData) -> Result<(), TargetError> {
-    let mut end = 0;
+/// Writes a file's data where it belongs. Gives the bytes of the blocks that have some of it.
+fn fill(
+    fd: &OwnedFd,
+    path: &LayerPath,
+    size: u64,
+    data: &mut dyn FileData,
+    block: u64,
+) -> Result<u64, TargetError> {
+    let (mut end, mut blocks, mut next_block) = (0, 0, 0);
     while let Some((offset, length)) = at(data.next_extent(), "read the archive for", path)? {
         let (mut position, mut left) = (offset, length);
         while left > 0 {
@@ -361,11 +383,14 @@ fn fill(fd: &OwnedFd, path: &LayerPath, size: u64, data: &mut dyn FileData) -> R
             left -= done as u64;
         }
         end = position;
+        let (first, last) = ((offset / block).max(next_block), end.div_ceil(block));
+        blocks += last.saturating_sub(first);
+        next_block = next_block.max(last);
     }
     if end < size {
         at(rustix::fs::ftruncate(fd, size), "write", path)?;
     }
-    Ok(())
+    Ok(blocks * block)
 }
 
 impl Target for FolderTarget {
@@ -391,14 +416,15 @@ impl Target for FolderTarget {
     ) -> Result<(), TargetError> {
         let (name, acl) = self.prepare(path)?;
         let fd = self.create(path, name, meta.mode)?;
-        fill(&fd, path, size, data)?;
+        let written = fill(&fd, path, size, data, self.block)?;
         if size >= LARGE {
             vellum_sys::file::begin_writeback(&fd);
         }
         let stat = at(rustix::fs::fstat(&fd), "look at", path)?;
         self.dress(path, At::Open(fd.as_fd()), &stat, meta, acl)?;
         at(rustix::fs::futimens(&fd, &timestamps(meta.mtime)), "set the time of", path)?;
-        self.levels.usage += Usage { bytes: allocated(&stat), inodes: 1 };
+        // XFS sets more aside behind what is written, and gives it back later.
+        self.levels.usage += Usage { bytes: allocated(&stat).min(written), inodes: 1 };
         Ok(())
     }
 
@@ -468,9 +494,12 @@ impl Target for FolderTarget {
     fn finish(mut self: Box<Self>) -> Result<Finished, TargetError> {
         let root = LayerPath::root();
         at(self.levels.leave_all(), "set the times of directories below", &root)?;
-        let usage = match self.options.style {
-            Style::Overlay => self.levels.usage,
-            Style::Apply => tree::usage(at(self.levels.root(), "measure", &root)?)
+        let measure = self.measure.take();
+        let folder = at(self.levels.root(), "measure", &root)?;
+        let usage = match (measure, self.options.style) {
+            (Some(measure), _) => at(measure(folder), "measure", &root)?,
+            (None, Style::Overlay) => self.levels.usage,
+            (None, Style::Apply) => tree::usage(folder)
                 .map_err(|error| TargetError::at("measure", &error.path.clone())(error.source))?,
         };
         Ok(Finished { usage, joints: self.noted.into_joints() })

@@ -242,8 +242,8 @@ impl Load<'_> {
         loop {
             match self.board.next(group.is_due()) {
                 Next::Failed(e) => return Err(e),
-                Next::Join(index, parent, unpacked) => {
-                    self.join(parent, &unpacked)?;
+                Next::Join(index, parent, mut unpacked) => {
+                    self.join(parent, &mut unpacked)?;
                     if let Some(damaged) = &unpacked.mends {
                         self.mend(damaged, parent, &unpacked, group.barrier())?;
                         self.board.put(index, Slot::Ready(damaged.id));
@@ -266,9 +266,9 @@ impl Load<'_> {
         }
     }
 
-    fn join(&self, parent: Option<LayerId>, unpacked: &Unpacked) -> Result<()> {
+    fn join(&self, parent: Option<LayerId>, unpacked: &mut Unpacked) -> Result<()> {
         let _reading = self.store.reading_layers()?;
-        let _ = self.store.driver.commit(unpacked.id, parent, &unpacked.filled.finished.joints)?;
+        self.store.join_filled(unpacked.id, parent, &mut unpacked.filled)?;
         point("store.load.joined")
     }
 

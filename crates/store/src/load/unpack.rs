@@ -90,6 +90,22 @@ pub(crate) fn apply_stream(
     })
 }
 
+impl Store {
+    /// Joins a layer that was filled to its parent.
+    pub(crate) fn join_filled(
+        &self,
+        id: LayerId,
+        parent: Option<LayerId>,
+        filled: &mut Filled,
+    ) -> Result<()> {
+        let _ = self.driver.commit(id, parent, &filled.finished.joints)?;
+        if filled.finished.joints.bring_more() {
+            filled.finished.usage = self.driver.usage(id)?;
+        }
+        Ok(())
+    }
+}
+
 /// No space is told as that, wherever below it happened; what else goes wrong with an archive is the archive's fault, unless the
 /// system said so.
 fn code_of_chain(error: &(dyn std::error::Error + 'static)) -> Code {

@@ -324,6 +324,12 @@ impl<'a> Lab<'a> {
         fill(&mut *target)?;
         let finished = target.finish()?;
         let _ = self.driver.commit(id, parent, &finished.joints)?;
+        let (told, measured) = (finished.usage, self.driver.usage(id)?);
+        let same = told.inodes == measured.inodes && told.bytes.abs_diff(measured.bytes) <= 1 << 20;
+        ensure!(
+            same || finished.joints.bring_more(),
+            "a layer was said to take {told:?} when it was unpacked, and takes {measured:?}"
+        );
         Ok(id)
     }
 
