@@ -72,7 +72,7 @@ impl<'a> TarPlace<'a> {
         for (at, _) in path.match_indices('/') {
             let folder = &path[..=at];
             if self.listed.insert(folder.to_owned()) {
-                self.out.write_all(&header(folder, b'5', 0, "")).map_err(failed(folder))?;
+                self.out.write_all(&headers(folder, b'5', 0, "")).map_err(failed(folder))?;
             }
         }
         Ok(())
@@ -136,7 +136,7 @@ impl Place for TarPlace<'_> {
         if !self.list(path)? {
             return Ok(());
         }
-        self.out.write_all(&header(path, b'0', size, "")).map_err(failed(path))?;
+        self.out.write_all(&headers(path, b'0', size, "")).map_err(failed(path))?;
         let mut counted = Counted { inner: &mut self.out, count: 0 };
         fill(&mut counted)?;
         let written = counted.count;
@@ -148,7 +148,7 @@ impl Place for TarPlace<'_> {
 
     fn symlink(&mut self, path: &str, target: &str) -> Result<()> {
         if self.list(path)? {
-            self.out.write_all(&header(path, b'2', 0, target)).map_err(failed(path))?;
+            self.out.write_all(&headers(path, b'2', 0, target)).map_err(failed(path))?;
         }
         Ok(())
     }
@@ -175,8 +175,26 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
-/// A header of the ustar form; sizes beyond its octal digits in the binary form that all readers know. Names here are
-/// of this crate's making and short.
+/// The longest name that a header has room for.
+const LONGEST: usize = 100;
+
+/// What comes before a file's content. A longer name, as a blob with a SHA-512 digest has, is told by an extended header before the file's own,
+/// which has as much of it as fits.
+fn headers(path: &str, kind: u8, size: u64, link: &str) -> Vec<u8> {
+    let Some(short) = path.get(..LONGEST).filter(|short| short.len() < path.len()) else {
+        return header(path, kind, size, link).to_vec();
+    };
+    let rest = format!(" path={path}\n");
+    // A record's length counts its own digits; names of this crate's making give it three.
+    let record = format!("{}{rest}", rest.len() + 3);
+    let mut out = header("PaxHeaders/path", b'x', record.len() as u64, "").to_vec();
+    out.extend_from_slice(record.as_bytes());
+    out.resize(out.len().next_multiple_of(BLOCK as usize), 0);
+    out.extend_from_slice(&header(short, kind, size, link));
+    out
+}
+
+/// A header of the ustar form; sizes beyond its octal digits in the binary form that all readers know. The name is at most [`LONGEST`] bytes.
 fn header(path: &str, kind: u8, size: u64, link: &str) -> [u8; BLOCK as usize] {
     let mut header = [0; BLOCK as usize];
     let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);

@@ -1,0 +1,64 @@
+//! What comes from outside and goes there: names, paths, texts and digests that are unusual and not wrong.
+
+mod common;
+
+use common::{Store, is_root};
+use serde_json::{Value, json};
+use vellum_testkit::skip;
+
+/// The diff IDs of an image, as its configuration has them.
+fn diff_ids(store: &Store, image: &str) -> Value {
+    store.json(&format!("image inspect --json {image}"))[0]["config"]["rootfs"]["diff_ids"].clone()
+}
+
+/// A folder with a layout of one image `name`, whose layer's blob is named by a SHA-512 digest and whose configuration has more.
+fn layout_of(store: &Store, folder: &str, name: &str, more: &Value) {
+    let root = store.path(folder);
+    std::fs::create_dir_all(&root).unwrap();
+    let put = |algorithm: &str, bytes: &[u8]| {
+        std::fs::write(root.join("bytes"), bytes).unwrap();
+        let sum = store.shell(&format!("{algorithm}sum <{folder}/bytes && rm {folder}/bytes")).ok();
+        let hex = sum.split(' ').next().unwrap().to_owned();
+        std::fs::create_dir_all(root.join("blobs").join(algorithm)).unwrap();
+        std::fs::write(root.join("blobs").join(algorithm).join(&hex), bytes).unwrap();
+        json!({ "digest": format!("{algorithm}:{hex}"), "size": bytes.len() })
+    };
+    let typed = |mut descriptor: Value, kind: &str| {
+        descriptor["mediaType"] = format!("application/vnd.oci.image.{kind}").into();
+        descriptor
+    };
+    // The least that is a tar: its end.
+    let layer = put("sha512", &[0; 1024]);
+    let diff_id = put("sha256", &[0; 1024])["digest"].clone();
+    let mut config = json!({ "architecture": "amd64", "os": "linux",
+        "rootfs": { "type": "layers", "diff_ids": [diff_id] } });
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let config = put("sha256", config.to_string().as_bytes());
+    let manifest = json!({ "schemaVersion": 2, "config": typed(config, "config.v1+json"),
+        "layers": [typed(layer, "layer.v1.tar")] });
+    let mut entry = typed(put("sha256", manifest.to_string().as_bytes()), "manifest.v1+json");
+    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
+    let index = json!({ "schemaVersion": 2, "manifests": [entry] });
+    std::fs::write(root.join("index.json"), index.to_string()).unwrap();
+    std::fs::write(root.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+}
+
+/// A kept blob of a SHA-512 digest has a name that no tar header has room for.
+#[test]
+fn root_blobs_with_long_digests_come_back() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::new("vfs");
+    layout_of(&store, "layout", "long:1", &json!({}));
+    store.words("load --keep-blobs -i layout").ok();
+    for save in ["$V save -o long.tar long:1", "$V save long:1 >long.tar"] {
+        store.shell(save).ok();
+        let other = Store::new("vfs");
+        let archive = store.path("long.tar");
+        other.run(["load".as_ref(), "--keep-blobs".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+        assert_eq!(diff_ids(&other, "long:1"), diff_ids(&store, "long:1"), "{save}");
+        let listed = store.shell("tar tf long.tar").ok();
+        assert!(listed.lines().any(|line| line.len() == "blobs/sha512/".len() + 128), "{listed}");
+    }
+}
