@@ -4,6 +4,7 @@ mod common;
 
 use common::{Store, is_root};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use vellum_testkit::skip;
 
 /// The diff IDs of an image, as its configuration has them.
@@ -61,4 +62,27 @@ fn root_blobs_with_long_digests_come_back() {
         let listed = store.shell("tar tf long.tar").ok();
         assert!(listed.lines().any(|line| line.len() == "blobs/sha512/".len() + 128), "{listed}");
     }
+}
+
+#[test]
+fn root_a_layout_takes_images_of_one_tag_and_goes_on_where_a_killed_save_was() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("vfs");
+    store.words("image tag base:1 one").ok();
+    store.words("image tag derived:2 two").ok();
+    store.shell("mkdir -p layout/blobs/sha256 && echo half >layout/blobs/sha256/.tmp-1").ok();
+    // Both at once: neither takes the other's entry out of the index.
+    store.shell("$V save -o layout/ one & $V save -o layout/ two && wait $!").ok();
+    store.words("save -o layout/ one").ok();
+    let other = Store::new("vfs");
+    let loaded = other.run(["load".as_ref(), "-i".as_ref(), store.path("layout").as_os_str()]).ok();
+    assert_eq!(
+        loaded.lines().collect::<BTreeSet<_>>(),
+        BTreeSet::from(["Loaded image: one:latest", "Loaded image: two:latest"])
+    );
+    assert!(!store.path("layout/blobs/sha256/.tmp-1").exists());
+    store.shell("mkdir mine && touch mine/file").ok();
+    assert!(store.words("save -o mine one").fails(5).contains("neither empty nor an OCI layout"));
 }

@@ -9,6 +9,11 @@ pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// A layer; `+gzip` or `+zstd` behind it say how it is compressed.
 pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
+/// The annotation by which containerd names an image: the whole name.
+pub(crate) const CONTAINERD_NAME: &str = "io.containerd.image.name";
+/// The specification's annotation for what an image is called in a layout: a tag, or a whole name.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";

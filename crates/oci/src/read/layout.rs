@@ -6,7 +6,7 @@
 
 use super::files::{Blob, Files};
 use super::{Image, Layer, names};
-use crate::media::{self, Kind};
+use crate::media::{self, CONTAINERD_NAME, Kind, REF_NAME};
 use crate::spec::{self, Config, Descriptor, List, MAX_CONFIG, MAX_MANIFEST, RawDescriptor, RawDocument};
 use crate::{Error, Result};
 use sha2::Digest as _;
@@ -18,9 +18,6 @@ use vellum_types::{Algorithm, Digest, Platform};
 const MAX_DEPTH: usize = 8;
 /// How many images are looked at in one archive.
 const MAX_IMAGES: usize = 10_000;
-
-const CONTAINERD_NAME: &str = "io.containerd.image.name";
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// An image that was found in the indexes.
 struct Found {

@@ -6,20 +6,31 @@
 //! DIR/blobs/sha256/.tmp-PID         in the making
 //! ```
 //!
+//! One process at a time adds to a layout: it holds a lock on the folder, so that none takes another's entries out of the index, and what
+//! is still in the making when it comes is a killed process's. Where a save was killed before it wrote the marker, the next goes on.
+//!
 //! Each file is on the disk before it gets its name, and its name before the next: the index, which comes last, never names what a
 //! power cut could take.
 
 use super::place::{Fill, Place, path_of, read_small};
 use crate::spec::MAX_MANIFEST;
 use crate::{Error, Result};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use vellum_archive::digest::HashingWriter;
 use vellum_types::Digest;
 
+/// How the names of files in the making begin.
+const TEMPORARY: &[u8] = b".tmp-";
+
 pub(super) struct FolderPlace {
     root: PathBuf,
+    /// Held as long as the layout is written.
+    _lock: File,
 }
 
 /// A file in the making, which goes when it is dropped before it got its name.
@@ -37,14 +48,25 @@ impl FolderPlace {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let shown = path.display().to_string();
         fs::create_dir_all(path).map_err(Error::io(format!("make the folder {shown}")))?;
-        let mut entries = fs::read_dir(path).map_err(Error::io(format!("list {shown}")))?;
-        if entries.next().is_some() && !path.join("oci-layout").exists() {
+        let lock = File::open(path).map_err(Error::io(format!("open {shown}")))?;
+        let locked = match rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive)) {
+            Ok(()) => true,
+            // Some network file systems lock no folders: there whoever saves sees to it himself.
+            Err(Errno::NOTSUP | Errno::NOLCK | Errno::BADF | Errno::INVAL | Errno::NOSYS) => false,
+            Err(errno) => return Err(Error::io(format!("lock {shown}"))(errno.into())),
+        };
+        if !path.join("oci-layout").exists() && !list(path)?.iter().all(|name| name == "blobs") {
             let reason = "the folder is neither empty nor an OCI layout".into();
             return Err(Error::Output { output: shown, reason });
         }
         let blobs = path.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(Error::io(format!("make the folder {}", blobs.display())))?;
-        Ok(Self { root: path.to_owned() })
+        if locked {
+            for name in list(&blobs)?.iter().filter(|name| name.as_encoded_bytes().starts_with(TEMPORARY)) {
+                let _ = fs::remove_file(blobs.join(name));
+            }
+        }
+        Ok(Self { root: path.to_owned(), _lock: lock })
     }
 
     fn write(&self, fill: &mut Fill<'_>) -> Result<(Temporary, Digest, u64)> {
@@ -66,6 +88,13 @@ impl FolderPlace {
             .and_then(|()| File::open(folder)?.sync_all())
             .map_err(Error::io(format!("write {}", target.display())))
     }
+}
+
+/// The names in a folder.
+fn list(path: &Path) -> Result<Vec<OsString>> {
+    let failed = || Error::io(format!("list {}", path.display()));
+    let entries = fs::read_dir(path).map_err(failed())?;
+    entries.map(|entry| Ok(entry.map_err(failed())?.file_name())).collect()
 }
 
 impl Place for FolderPlace {

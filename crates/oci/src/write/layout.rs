@@ -2,7 +2,7 @@
 
 use super::place::{Place, copy, head};
 use super::{Loaded, Source, distinct, label};
-use crate::media::{self, Kind};
+use crate::media::{self, CONTAINERD_NAME, Kind, REF_NAME};
 use crate::spec::{self, Descriptor, RawDocument, Written, WrittenManifest};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
@@ -147,14 +147,12 @@ pub(super) fn annotation(name: &ImageName, alone: bool) -> BTreeMap<String, Stri
         Some(tag) if alone => tag.to_owned(),
         _ => name.to_string(),
     };
-    BTreeMap::from([
-        ("io.containerd.image.name".to_owned(), name.to_string()),
-        ("org.opencontainers.image.ref.name".to_owned(), reference),
-    ])
+    BTreeMap::from([(CONTAINERD_NAME.to_owned(), name.to_string()), (REF_NAME.to_owned(), reference)])
 }
 
-/// The index of these entries, and of those of an index before that have other names.
-pub(super) fn index(before: Option<Vec<u8>>, entries: Vec<Written>) -> Result<Vec<u8>> {
+/// The index of these entries, and of those of an index before that are other images. A tag alone may be another image's already: then
+/// the specification's name is the whole name, too.
+pub(super) fn index(before: Option<Vec<u8>>, mut entries: Vec<Written>) -> Result<Vec<u8>> {
     use serde_json::Value;
     let before: Value = match before {
         Some(bytes) => spec::parse_tree(&bytes, "index.json")?,
@@ -162,20 +160,37 @@ pub(super) fn index(before: Option<Vec<u8>>, entries: Vec<Written>) -> Result<Ve
     };
     let old = before.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
     let new: Vec<Value> = entries.iter().map(value).collect::<Result<_>>()?;
-    let name = |entry: &Value, key: &str| entry.pointer(&format!("/annotations/{key}")).cloned();
     let replaced = |entry: &Value| {
-        new.iter().any(|by| {
-            let keys = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
-            by == entry || keys.iter().any(|key| name(entry, key).is_some_and(|n| name(by, key) == Some(n)))
-        })
+        let name = name_in(entry);
+        new.iter().any(|by| by == entry || name.is_some() && name == name_in(by))
     };
     let mut manifests: Vec<Value> = old.into_iter().filter(|entry| !replaced(entry)).collect();
-    manifests.extend(new.iter().cloned());
+    for entry in &mut entries {
+        let taken = |reference: &String| {
+            manifests.iter().any(|other| text_in(other, REF_NAME) == Some(reference.as_str()))
+        };
+        if entry.annotations.get(REF_NAME).is_some_and(taken)
+            && let Some(whole) = entry.annotations.get(CONTAINERD_NAME).cloned()
+        {
+            entry.annotations.insert(REF_NAME.to_owned(), whole);
+        }
+    }
+    manifests.extend(entries.iter().map(value).collect::<Result<Vec<_>>>()?);
     json(&serde_json::json!({
         "schemaVersion": 2,
         "mediaType": media::OCI_INDEX,
         "manifests": manifests,
     }))
+}
+
+fn text_in<'a>(entry: &'a serde_json::Value, annotation: &str) -> Option<&'a str> {
+    entry.get("annotations")?.get(annotation)?.as_str()
+}
+
+/// The image that an entry of an index says it is, as readers of layouts understand it: a bare tag says nothing.
+fn name_in(entry: &serde_json::Value) -> Option<ImageName> {
+    let text = text_in(entry, CONTAINERD_NAME).or_else(|| text_in(entry, REF_NAME))?;
+    text.parse().ok().filter(|_| text.contains([':', '@', '/']))
 }
 
 fn value(entry: &Written) -> Result<serde_json::Value> {
@@ -189,6 +204,38 @@ pub(super) fn json(document: &impl serde::Serialize) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_an_index_keeps_what_is_another_image() {
+        let entry = |name: &str, alone, size| Written {
+            annotations: annotation(&name.parse().unwrap(), alone),
+            ..descriptor("m", Digest::sha256(name.as_bytes()), size)
+        };
+        let first = index(None, vec![entry("a:latest", true, 1)]).unwrap();
+        let both = index(Some(first), vec![entry("b:latest", true, 2)]).unwrap();
+        // As other tools write it: a tag, a whole name, and nothing but the image.
+        let mut both: serde_json::Value = serde_json::from_slice(&both).unwrap();
+        let foreign = |reference: &str| serde_json::json!({"size": 9, "annotations": {REF_NAME: reference}});
+        let more = [foreign("3"), foreign("docker.io/library/c:3"), serde_json::json!({"size": 9})];
+        both["manifests"].as_array_mut().unwrap().extend(more);
+        let again = vec![entry("a:latest", true, 3), entry("c:3", true, 4)];
+        let all = index(Some(serde_json::to_vec(&both).unwrap()), again).unwrap();
+        let all: serde_json::Value = serde_json::from_slice(&all).unwrap();
+        let found: Vec<_> = all["manifests"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| (entry["size"].as_u64().unwrap(), text_in(entry, REF_NAME).unwrap_or_default()))
+            .collect();
+        let expected = [
+            (2, "docker.io/library/b:latest"),
+            (9, "3"),
+            (9, ""),
+            (3, "latest"),
+            (4, "docker.io/library/c:3"),
+        ];
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn an_index_before_of_too_many_values_is_refused() {
