@@ -4,6 +4,7 @@ use crate::commands;
 use clap::{Args, FromArgMatches as _, Parser, Subcommand};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use vellum_types::ImageName;
 
 /// Keeps container images and containers, copying only what is written.
 ///
@@ -59,6 +60,15 @@ pub(crate) struct Global {
         hide_env = true
     )]
     pub(crate) driver: Option<String>,
+}
+
+/// A name to give to an image. A digest is not given: it is of the bytes that an image came in, and whoever asks for it relies on that.
+pub(crate) fn given_name(text: &str) -> Result<ImageName, String> {
+    let name: ImageName = text.parse().map_err(|error: vellum_types::ParseError| error.to_string())?;
+    if name.digest().is_some() {
+        return Err("a digest cannot be given to an image: it has that of its manifest, or none".to_owned());
+    }
+    Ok(name)
 }
 
 /// How a list or an inspection is shown.

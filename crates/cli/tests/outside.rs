@@ -86,3 +86,36 @@ fn root_a_layout_takes_images_of_one_tag_and_goes_on_where_a_killed_save_was() {
     store.shell("mkdir mine && touch mine/file").ok();
     assert!(store.words("save -o mine one").fails(5).contains("neither empty nor an OCI layout"));
 }
+
+/// Who asks for a digest relies on it: no name has that of something else.
+#[test]
+fn root_a_digest_in_a_name_is_the_images() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("vfs");
+    let other = format!("base@sha256:{}", "ab".repeat(32));
+    for line in ["image tag base:1", "import tree", "commit c", "load -i image.tar -t"] {
+        assert!(
+            store.words(&format!("{line} {other}")).fails(2).contains("a digest cannot be given"),
+            "{line}"
+        );
+    }
+    layout_of(&store, "layout", &other, &json!({}));
+    let index: Value =
+        serde_json::from_slice(&std::fs::read(store.path("layout/index.json")).unwrap()).unwrap();
+    let loaded = store.words("load -i layout");
+    assert!(loaded.err.contains("is no name of this image"), "{loaded:?}");
+    assert!(loaded.ok().starts_with("Loaded image ID: "));
+    store.words(&format!("create {other}")).fails(3);
+    let own = format!("base@{}", index["manifests"][0]["digest"].as_str().unwrap());
+    layout_of(&store, "layout", &own, &json!({}));
+    assert_eq!(store.words("load -i layout").ok(), format!("Loaded image: {own}"));
+    store.words(&format!("create {own}")).ok();
+    // A docker archive tells no digest that could be looked at.
+    store.words("save --format docker -o docker.tar base:1").ok();
+    store
+        .shell(&format!("mkdir d && tar xf docker.tar -C d && sed -i 's/base:1/{other}/' d/manifest.json"))
+        .ok();
+    assert!(store.words("load -i d").ok().starts_with("Loaded image ID: "));
+}

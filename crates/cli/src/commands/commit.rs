@@ -1,4 +1,4 @@
-use crate::cli::Global;
+use crate::cli::{Global, given_name};
 use crate::context;
 use crate::failure::Result;
 use crate::output::say;
@@ -23,6 +23,7 @@ pub(crate) struct Commit {
     /// The container, by name or id
     container: String,
     /// The image's name
+    #[arg(value_parser = given_name)]
     name: Option<ImageName>,
 }
 

@@ -1,4 +1,4 @@
-use crate::cli::{Format, Global};
+use crate::cli::{Format, Global, given_name};
 use crate::context;
 use crate::failure::{Result, for_each};
 use crate::human;
@@ -125,7 +125,7 @@ pub(crate) struct Tag {
     /// The image, by name or id
     image: String,
     /// The names
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", value_parser = given_name)]
     names: Vec<ImageName>,
 }
 

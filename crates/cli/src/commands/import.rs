@@ -1,4 +1,4 @@
-use crate::cli::Global;
+use crate::cli::{Global, given_name};
 use crate::context;
 use crate::failure::{Failure, Result, during, io};
 use crate::output::say;
@@ -16,6 +16,7 @@ pub(crate) struct Import {
     #[arg(value_name = "TAR|DIR|-")]
     source: PathBuf,
     /// The image's name
+    #[arg(value_parser = given_name)]
     name: Option<ImageName>,
 }
 

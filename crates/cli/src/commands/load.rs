@@ -1,4 +1,4 @@
-use crate::cli::Global;
+use crate::cli::{Global, given_name};
 use crate::context;
 use crate::failure::{Failure, Result, during, usage};
 use crate::human;
@@ -25,7 +25,7 @@ pub(crate) struct Load {
     #[arg(short, long, value_name = "FILE|DIR")]
     input: Option<PathBuf>,
     /// Give the image this name, too
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "NAME", value_parser = given_name)]
     tag: Vec<ImageName>,
     /// The platform to take from an image that is there for several [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
@@ -65,7 +65,7 @@ impl Load {
 
     fn load(&self, store: &Store, image: Image) -> Result<()> {
         for name in &image.unusable_names {
-            note(format_args!("warning: '{}' is no name of an image and is left out", name.escape_debug()));
+            note(format_args!("warning: '{}' is no name of this image and is left out", name.escape_debug()));
         }
         let mut names = image.names;
         names.extend(self.tag.iter().filter(|tag| !names.contains(tag)).cloned().collect::<Vec<_>>());

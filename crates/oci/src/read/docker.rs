@@ -59,7 +59,7 @@ fn image(files: &Files, at: usize, item: Item) -> Result<Image> {
         layers.push(Layer { blob, facts: None });
     }
     let tags = item.repo_tags.unwrap_or_default().0;
-    let (names, unusable_names) = names(tags.iter().map(String::as_str));
+    let (names, unusable_names) = names(tags.iter().map(String::as_str), false);
     Ok(Image { names, unusable_names, config, manifest: None, layers, platform: parsed.platform })
 }
 

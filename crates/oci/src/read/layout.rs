@@ -12,7 +12,7 @@ use crate::{Error, Result};
 use sha2::Digest as _;
 use std::collections::HashSet;
 use vellum_store::BlobFacts;
-use vellum_types::{Algorithm, Digest, Platform};
+use vellum_types::{Algorithm, Digest, ImageName, Platform};
 
 /// How deep indexes may lie in indexes.
 const MAX_DEPTH: usize = 8;
@@ -30,6 +30,8 @@ struct Walk<'a> {
     wanted: Platform,
     seen: HashSet<Digest>,
     found: Vec<Found>,
+    /// Names with the digest of something else.
+    false_names: Vec<String>,
 }
 
 pub(super) fn images(files: &Files, platform: Option<&Platform>) -> Result<Vec<Image>> {
@@ -44,11 +46,15 @@ pub(super) fn images(files: &Files, platform: Option<&Platform>) -> Result<Vec<I
         wanted: platform.cloned().unwrap_or_else(Platform::host),
         seen: HashSet::new(),
         found: Vec::new(),
+        false_names: Vec::new(),
     };
     walk.top(descriptors(index.manifests, "index.json")?)?;
     let mut images = Vec::new();
     for found in walk.found {
         images.push(image(files, &found)?);
+    }
+    if let Some(first) = images.first_mut() {
+        first.unusable_names.append(&mut walk.false_names);
     }
     if images.is_empty() {
         return Err(Error::NotAnArchive {
@@ -90,7 +96,13 @@ impl Walk<'_> {
             if entry.is_companion() {
                 continue;
             }
-            let name = name_of(&entry);
+            let name = match name_of(&entry) {
+                Some(name) if !is_of(&name, &entry.digest) => {
+                    self.false_names.push(name);
+                    None
+                }
+                name => name,
+            };
             match groups.iter_mut().find(|(n, _)| *n == name) {
                 Some((_, group)) => group.push(entry),
                 None => groups.push((name, vec![entry])),
@@ -199,6 +211,11 @@ impl Walk<'_> {
 /// The platform that a manifest's configuration tells.
 fn platform_of(files: &Files, entry: &Descriptor) -> Result<Option<Platform>> {
     Ok(parts(files, entry)?.config.platform)
+}
+
+/// Whether a name can be that of what has this digest: it has no digest itself, or this one.
+fn is_of(name: &str, digest: &Digest) -> bool {
+    name.parse::<ImageName>().ok().is_none_or(|name| name.digest().is_none_or(|own| own == digest))
 }
 
 fn name_of(entry: &Descriptor) -> Option<String> {
@@ -326,7 +343,7 @@ fn image(files: &Files, found: &Found) -> Result<Image> {
         };
         layers.push(Layer { blob: blob(files, descriptor, &part)?, facts: Some(facts) });
     }
-    let (names, unusable_names) = names(found.names.iter().map(String::as_str));
+    let (names, unusable_names) = names(found.names.iter().map(String::as_str), true);
     Ok(Image {
         names,
         unusable_names,

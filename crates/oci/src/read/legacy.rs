@@ -133,7 +133,7 @@ fn image(files: &Files, top: &str, tags: &[String], diff_ids: &mut HashMap<Strin
     let part = format!("layer {top}");
     let config = serde_json::to_vec(&config).map_err(|source| Error::Json { part: part.clone(), source })?;
     let platform = Config::parse(&config, &part)?.platform;
-    let (names, unusable_names) = names(tags.iter().map(String::as_str));
+    let (names, unusable_names) = names(tags.iter().map(String::as_str), false);
     Ok(Image { names, unusable_names, config, manifest: None, layers, platform })
 }
 

@@ -191,15 +191,15 @@ fn unknown_compression(head: &[u8]) -> Option<&'static str> {
     MAGICS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, name)| *name)
 }
 
-/// Sorts texts into names of images and others, each once.
-fn names<'a>(texts: impl IntoIterator<Item = &'a str>) -> (Vec<ImageName>, Vec<String>) {
+/// Sorts texts into names of images and others, each once. A digest in a name is believed only of what was verified: docker archives tell none.
+fn names<'a>(texts: impl IntoIterator<Item = &'a str>, verified: bool) -> (Vec<ImageName>, Vec<String>) {
     let (mut names, mut others) = (Vec::new(), Vec::new());
     for text in texts {
-        match text.parse::<ImageName>() {
-            Ok(name) if !names.contains(&name) => names.push(name),
-            Ok(_) => {}
-            Err(_) if !others.iter().any(|other| other == text) => others.push(text.to_owned()),
-            Err(_) => {}
+        match text.parse::<ImageName>().ok().filter(|name| verified || name.digest().is_none()) {
+            Some(name) if !names.contains(&name) => names.push(name),
+            Some(_) => {}
+            None if !others.iter().any(|other| other == text) => others.push(text.to_owned()),
+            None => {}
         }
     }
     (names, others)
