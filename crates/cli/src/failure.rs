@@ -96,18 +96,19 @@ impl Failure {
             return;
         }
         let mut out = io::stderr().lock();
-        let mut last = error.to_string();
+        let shown = |text: &dyn fmt::Display| crate::human::visible_lines(&text.to_string());
+        let mut last = shown(error);
         let _ = writeln!(out, "error: {last}");
         for cause in chain(&**error).skip(1) {
             // Errors that only pass on what is below them say the same.
-            let text = cause.to_string();
+            let text = shown(&cause);
             if text != last {
                 let _ = writeln!(out, "  caused by: {text}");
                 last = text;
             }
         }
         if let Some(hint) = hint(&**error) {
-            let _ = writeln!(out, "hint: {hint}");
+            let _ = writeln!(out, "hint: {}", shown(&hint));
         }
     }
 

@@ -1,6 +1,10 @@
 //! Sizes and times as docker shows them.
 
 use jiff::Timestamp;
+use std::borrow::Cow;
+
+/// The beginning of the year 1.
+const ZERO_TIME: i64 = -62_135_596_800;
 
 /// Bytes in powers of a thousand with three digits: `12.3MB`.
 pub(crate) fn size(bytes: u64) -> String {
@@ -22,8 +26,29 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{digits}{}", UNITS[unit])
 }
 
+/// What comes from outside, on one line and without a word for the terminal: control characters are escaped.
+pub(crate) fn visible(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out.into()
+}
+
+/// As [`visible`], of a text that may have several lines.
+pub(crate) fn visible_lines(text: &str) -> String {
+    text.split('\n').map(visible).collect::<Vec<_>>().join("\n")
+}
+
 /// How long ago: `3 weeks ago`.
 pub(crate) fn ago(then: Timestamp) -> String {
+    // Go's zero time, which is how docker writes that it does not know.
+    if then.as_second() <= ZERO_TIME {
+        return "N/A".to_owned();
+    }
     let seconds = Timestamp::now().as_second().saturating_sub(then.as_second());
     if seconds < 0 {
         return then.to_string();
@@ -58,6 +83,13 @@ pub(crate) fn count(number: usize, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_nothing_speaks_to_the_terminal() {
+        assert_eq!(visible("a é \u{1b}[2J\n\u{9b}"), "a é \\u{1b}[2J\\n\\u{9b}");
+        assert_eq!(visible_lines("a\r\nb"), "a\\r\nb");
+        assert_eq!(ago("0001-01-01T00:00:00Z".parse().unwrap()), "N/A");
+    }
 
     #[test]
     fn sizes_have_three_digits() {

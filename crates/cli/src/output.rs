@@ -29,7 +29,8 @@ impl Out {
     pub(crate) fn table(&mut self, headings: &[&str], rows: Vec<Vec<String>>) -> Result<()> {
         let mut table = plain_table();
         table.set_header(headings.iter().copied());
-        table.add_rows(rows);
+        let shown = |cell: String| crate::human::visible(&cell).into_owned();
+        table.add_rows(rows.into_iter().map(|row| row.into_iter().map(shown).collect::<Vec<_>>()));
         pad(&mut table);
         self.line(table.trim_fmt())
     }
@@ -37,7 +38,7 @@ impl Out {
     /// Names and values, without headings.
     pub(crate) fn pairs(&mut self, pairs: &[(String, String)]) -> Result<()> {
         for (name, value) in pairs {
-            self.line(format_args!("{name}: {value}"))?;
+            self.line(format_args!("{name}: {}", crate::human::visible(value)))?;
         }
         Ok(())
     }
@@ -95,7 +96,12 @@ pub(crate) fn answer(error: &clap::Error) -> ! {
 
 /// A remark on standard error, which is no error.
 pub(crate) fn note(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", crate::human::visible_lines(&text.to_string()));
+}
+
+/// The file or folder that an option names; none for `-`, which is the command's own input or output. A file of this name is `./-`.
+pub(crate) fn named(path: Option<&Path>) -> Option<&Path> {
+    path.filter(|path| path.as_os_str() != "-")
 }
 
 /// Bytes for a terminal would be of no use to anybody.

@@ -64,6 +64,32 @@ fn root_blobs_with_long_digests_come_back() {
     }
 }
 
+/// What an image's configuration says is shown, and is no command to the terminal.
+#[test]
+fn root_configurations_do_not_speak_to_the_terminal() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::new("vfs");
+    let more = json!({
+        "author": "\u{1b}[2J", "config": { "User": "root\nNames: other", "Cmd": ["\u{9b}1A"] },
+        // So docker writes that it does not know.
+        "created": "0001-01-01T00:00:00Z",
+        "history": [{ "created": "0001-01-01T00:00:00Z", "created_by": "\u{1b}]0;title\u{7}", "comment": "a\nb" }],
+    });
+    layout_of(&store, "layout", "loud:1", &more);
+    store.words("load -i layout").ok();
+    let shown = ["image inspect loud:1", "image history --no-trunc loud:1", "images"].map(|line| {
+        let shown = store.words(line).ok();
+        assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
+        shown
+    });
+    assert!(shown[0].contains("\nUser: root\\nNames: other\n"), "{}", shown[0]);
+    assert!(shown[1].contains("N/A") && shown[1].contains("a\\nb"), "{}", shown[1]);
+    assert!(shown[2].contains("N/A"), "not the newest of all images: {}", shown[2]);
+    assert_eq!(store.json("images --json")[0]["created"], Value::Null);
+}
+
 #[test]
 fn root_a_layout_takes_images_of_one_tag_and_goes_on_where_a_killed_save_was() {
     if !is_root() {

@@ -31,7 +31,8 @@ pub(crate) fn add(tx: &Transaction<'_>, image: &NewImage<'_>) -> Result<()> {
     .execute(params![
         image.driver,
         id,
-        image.created.map(nanoseconds),
+        // A time that the catalog cannot keep is as good as unknown.
+        image.created.and_then(|created| i64::try_from(created.as_nanosecond()).ok()),
         image.platform.map(Platform::to_string),
         image.manifest,
         nanoseconds(image.added),
@@ -111,7 +112,10 @@ fn of_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
     Ok(ImageRow {
         id: parsed(row, 0)?,
         names: Vec::new(),
-        created: created.and_then(|ns| Timestamp::from_nanosecond(i128::from(ns)).ok()),
+        // The end of time is what such a time was once kept as.
+        created: created
+            .filter(|ns| *ns < i64::MAX)
+            .and_then(|ns| Timestamp::from_nanosecond(i128::from(ns)).ok()),
         size,
         shared,
         unique: size.saturating_sub(shared),
