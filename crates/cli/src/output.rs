@@ -4,6 +4,7 @@ use crate::failure::{Result, io};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use std::io::{BufWriter, IsTerminal as _, StdoutLock, Write};
+use std::path::Path;
 
 /// Standard output, buffered. What is written appears at [`Out::finish`].
 pub(crate) struct Out(BufWriter<StdoutLock<'static>>);
@@ -76,6 +77,15 @@ fn pad(table: &mut Table) {
 pub(crate) fn say(text: impl std::fmt::Display) -> Result<()> {
     let mut out = Out::new();
     out.line(text)?;
+    out.finish()
+}
+
+/// Prints a path and is done: byte for byte, because who reads it goes there.
+pub(crate) fn say_path(path: &Path) -> Result<()> {
+    let mut out = Out::new();
+    let failed = io("write to standard output");
+    out.write_all(path.as_os_str().as_encoded_bytes()).map_err(failed)?;
+    out.line("")?;
     out.finish()
 }
 

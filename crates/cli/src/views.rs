@@ -9,11 +9,11 @@ use vellum_types::{ChainId, ContainerId, ContainerName, DiffId, ImageId, ImageNa
 
 /// A document with a conversion from a row of the store, each field with where it comes from.
 macro_rules! views {
-    ($($(#[$doc:meta])* $name:ident of $row:ident { $($field:ident: $type:ty = $($from:ident).+,)* })*) => {$(
+    ($($(#[$doc:meta])* $name:ident of $row:ident { $($(#[$how:meta])* $field:ident: $type:ty = $($from:ident).+,)* })*) => {$(
         $(#[$doc])*
         #[derive(Debug, Serialize)]
         pub(crate) struct $name {
-            $($field: $type,)*
+            $($(#[$how])* $field: $type,)*
         }
 
         impl From<$row> for $name {
@@ -60,6 +60,7 @@ views! {
         driver: String = driver,
         layer: LayerId = layer,
         created: Timestamp = created,
+        #[serde(serialize_with = "vellum_types::optional_path_as_text")]
         mounted: Option<PathBuf> = mounted,
         size: Option<Usage> = size,
         save_points: usize = save_points,

@@ -113,6 +113,38 @@ fn root_a_layout_takes_images_of_one_tag_and_goes_on_where_a_killed_save_was() {
     assert!(store.words("save -o mine one").fails(5).contains("neither empty nor an OCI layout"));
 }
 
+/// A store's folder may have any name: what is printed is the path itself, and JSON stays JSON.
+#[test]
+fn root_a_store_in_a_folder_of_any_name() {
+    use std::os::unix::ffi::OsStrExt as _;
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("vfs");
+    let strange = store.dir.path().join(std::ffi::OsStr::from_bytes(b"a\xff,b:c\\d\ne"));
+    let vellum = |line: &str| {
+        let mut command = store.command();
+        let ran = command.env("STRANGE", &strange).arg("--root").arg(&strange).args(line.split(' ')).output();
+        ran.unwrap()
+    };
+    let done = |line: &str| {
+        let out = vellum(line);
+        assert!(out.status.success(), "{line}: {out:?}");
+        out.stdout
+    };
+    done("import tree base:1");
+    done("create --name c base:1");
+    let mut printed = done("mount c");
+    assert_eq!(printed.pop(), Some(b'\n'));
+    assert!(std::path::Path::new(std::ffi::OsStr::from_bytes(&printed)).join("etc/first").exists());
+    for line in ["info --json", "ps --json"] {
+        serde_json::from_slice::<Value>(&done(line)).unwrap();
+    }
+    assert_eq!(done("ps").iter().filter(|byte| **byte == b'\n').count(), 2, "a line for a container");
+    done("umount c");
+    done("system reset -f");
+}
+
 /// Who asks for a digest relies on it: no name has that of something else.
 #[test]
 fn root_a_digest_in_a_name_is_the_images() {

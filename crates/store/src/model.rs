@@ -258,6 +258,7 @@ pub struct ContainerRow {
     /// When it was made.
     pub created: Timestamp,
     /// Where it is mounted, if it is.
+    #[serde(serialize_with = "vellum_types::optional_path_as_text")]
     pub mounted: Option<PathBuf>,
     /// What its own layer takes on disk; `None` when it is not known without measuring.
     pub size: Option<Usage>,
@@ -408,8 +409,10 @@ pub struct Finding {
 #[derive(Debug, Clone, Serialize)]
 pub struct Info {
     /// Its folder.
+    #[serde(serialize_with = "vellum_types::path_as_text")]
     pub root: PathBuf,
     /// The folder for what does not outlive a reboot.
+    #[serde(serialize_with = "vellum_types::path_as_text")]
     pub runtime: PathBuf,
     /// Its name for all time.
     pub uuid: String,

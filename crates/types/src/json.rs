@@ -1,4 +1,7 @@
-//! How much a JSON text takes in memory once it is a tree of values.
+//! JSON: how much a text takes in memory once it is a tree of values, and paths in it.
+
+use serde::{Serialize as _, Serializer};
+use std::path::{Path, PathBuf};
 
 /// The most marks (see [`json_marks`]) of a document of somebody else's that is made a tree of values: many more than
 /// any image's configuration has, and little enough that the tree stays below 32 MiB beside its texts.
@@ -20,6 +23,26 @@ pub fn json_marks(text: &[u8]) -> usize {
         }
     }
     marks
+}
+
+/// A path in a document, for `serialize_with`: JSON is UTF-8 and paths need not be, so bytes that are none become U+FFFD. For people and
+/// scripts to read, not to find the file by.
+///
+/// # Errors
+/// The serializer's.
+pub fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
+/// As [`path_as_text`], of a path that may be missing.
+///
+/// # Errors
+/// The serializer's.
+pub fn optional_path_as_text<S: Serializer>(
+    path: &Option<PathBuf>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
 }
 
 #[cfg(test)]

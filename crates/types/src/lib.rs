@@ -26,7 +26,7 @@ mod size;
 
 pub use container::{ContainerId, ContainerName};
 pub use digest::{Algorithm, ChainId, DiffId, Digest, ImageId};
-pub use json::{MAX_JSON_MARKS, json_marks};
+pub use json::{MAX_JSON_MARKS, json_marks, optional_path_as_text, path_as_text};
 pub use layer::LayerId;
 pub use name::ImageName;
 pub use platform::Platform;

@@ -1,7 +1,7 @@
 use crate::cli::Global;
 use crate::context;
 use crate::failure::{Result, usage};
-use crate::output::{note, say};
+use crate::output::{note, say_path};
 use clap::Args;
 use vellum_driver::MountOptions;
 
@@ -40,7 +40,7 @@ impl Mount {
             ..MountOptions::default()
         };
         let path = store.mount(&container.id, &options)?;
-        say(path.display())?;
+        say_path(&path)?;
         for damage in store.damage_below(&container.id)? {
             note(format_args!(
                 "warning: {damage}\nhint: unmount it and load the image again, which mends it"

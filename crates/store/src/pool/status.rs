@@ -15,12 +15,15 @@ pub struct PoolStatus {
     /// The file system in it.
     pub fs: PoolFs,
     /// The file.
+    #[serde(serialize_with = "vellum_types::path_as_text")]
     pub image: PathBuf,
     /// Where it is mounted, when it is.
+    #[serde(serialize_with = "vellum_types::path_as_text")]
     pub mountpoint: PathBuf,
     /// Whether it is mounted there.
     pub mounted: bool,
     /// The loop device, when there is one.
+    #[serde(serialize_with = "vellum_types::optional_path_as_text")]
     pub device: Option<PathBuf>,
     /// Its room was taken from the host when it was made.
     pub preallocated: bool,
