@@ -113,6 +113,19 @@ fn root_a_layout_takes_images_of_one_tag_and_goes_on_where_a_killed_save_was() {
     assert!(store.words("save -o mine one").fails(5).contains("neither empty nor an OCI layout"));
 }
 
+/// `-` is what it is to other tools: standard input and output.
+#[test]
+fn root_a_dash_is_standard_input_and_output() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("vfs");
+    store.words("create --name c base:1").ok();
+    assert_eq!(store.shell("$V save -o - base:1 | $V load -i -").ok(), "Loaded image: base:1");
+    assert!(store.shell("$V export -o - c | tar t").ok().contains("etc/first"));
+    assert!(!store.path("-").exists());
+}
+
 /// A store's folder may have any name: what is printed is the path itself, and JSON stays JSON.
 #[test]
 fn root_a_store_in_a_folder_of_any_name() {

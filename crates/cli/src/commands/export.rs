@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// The tree is that of the image with the container's changes, without layers and without configuration.
 #[derive(Debug, Args)]
 pub(crate) struct Export {
-    /// The tar, which appears when it is complete [default: standard output]
+    /// The tar, which appears when it is complete, or - for standard output, which is also the default
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// The container, by name or id
@@ -22,12 +22,13 @@ pub(crate) struct Export {
 
 impl Export {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
-        if self.output.is_none() && output::is_terminal() {
+        let output = output::named(self.output.as_deref());
+        if output.is_none() && output::is_terminal() {
             return Err(usage("a tar is not for a terminal: name a file with -o, or pipe it on"));
         }
         let store = context::open(global)?;
         let container = store.find_container(&self.container)?.id;
-        let Some(path) = &self.output else {
+        let Some(path) = output else {
             let mut out = Out::new();
             store.export(&container, &mut out)?;
             return out.finish();

@@ -2,7 +2,7 @@ use crate::cli::{Global, given_name};
 use crate::context;
 use crate::failure::{Failure, Result, during, usage};
 use crate::human;
-use crate::output::{Out, note};
+use crate::output::{self, Out, note};
 use crate::progress::Bars;
 use clap::Args;
 use std::io::IsTerminal as _;
@@ -21,7 +21,7 @@ use vellum_types::{ImageName, Platform};
 /// command ends; one that was interrupted goes on where it was, layer by layer, when it is loaded again.
 #[derive(Debug, Args)]
 pub(crate) struct Load {
-    /// The archive: a file or a folder [default: standard input]
+    /// The archive: a file, a folder, or - for standard input, which is also the default
     #[arg(short, long, value_name = "FILE|DIR")]
     input: Option<PathBuf>,
     /// Give the image this name, too
@@ -42,14 +42,15 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
-        if self.input.is_none() && std::io::stdin().is_terminal() {
+        let input = output::named(self.input.as_deref());
+        if input.is_none() && std::io::stdin().is_terminal() {
             return Err(usage(
                 "there is nothing to load: give a file or folder with -i, or pipe an archive in",
             ));
         }
         let store = context::open_or_make(global)?;
         let spool = context::spool(&store);
-        let archive = match &self.input {
+        let archive = match input {
             Some(path) => Archive::open(path, &spool)?,
             None => Archive::from_reader(std::io::stdin().lock(), &spool)?,
         };
@@ -80,8 +81,8 @@ impl Load {
         let bars = Bars::new(self.quiet, Some(input.layers.len()));
         let report = store.load_image(input, &bars);
         bars.clear();
-        let from =
-            self.input.as_ref().map_or_else(|| "standard input".into(), |path| path.display().to_string());
+        let from = output::named(self.input.as_deref())
+            .map_or_else(|| "standard input".into(), |path| path.display().to_string());
         let report = report.map_err(Failure::from).map_err(during(format!("load {from}")))?;
         if self.quiet { Ok(()) } else { tell(&report) }
     }

@@ -22,8 +22,7 @@ use vellum_types::ImageName;
 /// digest of its manifest.
 #[derive(Debug, Args)]
 pub(crate) struct Save {
-    /// The archive: a file, which appears when it is complete, or a folder for an OCI layout [default: standard
-    /// output]
+    /// The archive: a file, which appears when it is complete, a folder for an OCI layout, or - for standard output, which is also the default
     ///
     /// A folder is one that exists, or a name with a slash at its end. Images are added to a layout that is there.
     #[arg(short, long, value_name = "FILE|DIR")]
@@ -59,7 +58,8 @@ impl Save {
         if self.format == Form::Docker && self.compression.is_some_and(|c| c != Packing::None) {
             return Err(usage("a docker archive holds plain layers: leave --compression out"));
         }
-        if self.output.is_none() && output::is_terminal() {
+        let output = output::named(self.output.as_deref());
+        if output.is_none() && output::is_terminal() {
             return Err(usage("an archive is not for a terminal: name a file with -o, or pipe it on"));
         }
         let store = context::open(global)?;
@@ -82,7 +82,7 @@ impl Save {
             bars.clear();
             Ok(saved?)
         };
-        match &self.output {
+        match output {
             None => {
                 let mut out = Out::new();
                 save(Output::Stream(&mut out))?;
