@@ -121,6 +121,8 @@ impl Failure {
 }
 
 const CLOSED_PIPE: u8 = 141;
+/// There is no such thing.
+pub(crate) const NOT_FOUND: u8 = 3;
 
 fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     let below = |error: &&'a (dyn StdError + 'static)| (*error).source();
@@ -183,7 +185,7 @@ fn code_of(error: &(dyn StdError + 'static)) -> u8 {
 fn code_of_store(code: Code) -> u8 {
     match code {
         Code::Invalid => 2,
-        Code::NotFound => 3,
+        Code::NotFound => NOT_FOUND,
         Code::InUse => 4,
         Code::Exists => 5,
         Code::Full => 6,

@@ -5,7 +5,7 @@ use crate::human;
 use crate::output::Out;
 use crate::views;
 use clap::Args;
-use vellum_store::ContainerRow;
+use vellum_store::{Code, ContainerRow};
 use vellum_types::ImageName;
 
 /// List containers
@@ -31,9 +31,17 @@ impl Ps {
         let mut rows = store.containers()?;
         rows.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.id.cmp(&b.id)));
         if self.size {
-            for row in &mut rows {
-                row.size = Some(store.container_usage(&row.id)?);
+            let mut measured = Vec::with_capacity(rows.len());
+            for mut row in rows {
+                match store.container_usage(&row.id) {
+                    Ok(usage) => row.size = Some(usage),
+                    // Removed by somebody since it was listed.
+                    Err(error) if error.code() == Code::NotFound => continue,
+                    Err(error) => return Err(error.into()),
+                }
+                measured.push(row);
             }
+            rows = measured;
         }
         let mut out = Out::new();
         if self.format.json {

@@ -1,9 +1,11 @@
 use crate::cli::Global;
 use crate::context;
-use crate::failure::{Result, for_each};
+use crate::failure::{NOT_FOUND, Result, for_each};
 use crate::output::{Out, note};
 use clap::Args;
-use vellum_store::{Code, Store, Unmounted};
+use std::collections::BTreeMap;
+use vellum_store::{Code, ContainerRow, Store, Unmounted};
+use vellum_types::ContainerId;
 
 /// Give up mounts of containers
 ///
@@ -26,21 +28,25 @@ pub(crate) struct Umount {
 impl Umount {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
         let store = context::open(global)?;
-        let containers = if self.all {
-            let mounted = store.containers()?.into_iter().filter(|row| row.mounted.is_some());
-            mounted.map(|row| row.name.map_or_else(|| row.id.to_string(), |name| name.to_string())).collect()
-        } else {
-            self.containers.clone()
-        };
         let mut out = Out::new();
-        let outcome = for_each(&containers, |reference| {
-            let container = store.find_container(reference)?;
-            let Unmounted { left, .. } = store.umount(&container.id, self.all || self.force, self.force)?;
+        let mut give_up = |shown: &str, id: &ContainerId| -> Result<()> {
+            let Unmounted { left, .. } = store.umount(id, self.all || self.force, self.force)?;
             if left > 0 {
-                note(format_args!("note: {reference} stays mounted for {left} more"));
+                note(format_args!("note: {shown} stays mounted for {left} more"));
             }
-            out.line(reference)
-        });
+            out.line(shown)
+        };
+        let outcome = if self.all {
+            let rows = store.containers()?.into_iter().filter(|row| row.mounted.is_some());
+            let mounted: BTreeMap<String, ContainerId> = rows.map(|row| (called(&row), row.id)).collect();
+            // By id: a name may be another container's by now, and what was removed since is not mounted any more.
+            for_each(mounted.keys(), |shown| match give_up(shown, &mounted[shown]) {
+                Err(failure) if failure.code() == NOT_FOUND => Ok(()),
+                done => done,
+            })
+        } else {
+            for_each(&self.containers, |reference| give_up(reference, &store.find_container(reference)?.id))
+        };
         out.finish()?;
         drop(store);
         if self.all && outcome.is_ok() {
@@ -48,6 +54,10 @@ impl Umount {
         }
         outcome
     }
+}
+
+fn called(row: &ContainerRow) -> String {
+    row.name.as_ref().map_or_else(|| row.id.to_string(), ToString::to_string)
 }
 
 /// One that is used stays: that all containers are unmounted is what was asked for.
