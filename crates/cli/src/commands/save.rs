@@ -140,8 +140,9 @@ impl Pending {
         if let Ok(fd) = rustix::fs::open(folder, flags, mode) {
             return Ok(Self { file: fd.into(), path: path.to_owned(), temporary: None });
         }
-        let temporary = beside(path);
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&temporary);
+        // In a folder that others write into, too, what has the name already may be theirs.
+        let temporary = beside(path)?;
+        let file = File::options().read(true).write(true).create_new(true).open(&temporary);
         let file = file.map_err(io(format!("write {}", path.display())))?;
         Ok(Self { file, path: path.to_owned(), temporary: Some(temporary) })
     }
@@ -171,7 +172,7 @@ impl Pending {
                     Err(rustix::io::Errno::EXIST) => {}
                     other => return other.map_err(|errno| failed()(errno.into())),
                 }
-                let temporary = beside(&self.path);
+                let temporary = beside(&self.path)?;
                 link(&temporary).map_err(|errno| failed()(errno.into()))?;
                 temporary
             }
@@ -192,9 +193,8 @@ impl Drop for Pending {
     }
 }
 
-fn beside(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}", std::process::id()));
-    path.with_file_name(name)
+/// A name beside a file that nothing has and nobody can foresee.
+fn beside(path: &Path) -> Result<PathBuf> {
+    let name = vellum_sys::random::hex::<8>().map_err(io("draw a random number"))?;
+    Ok(path.with_file_name(format!(".vellum-{name}")))
 }
