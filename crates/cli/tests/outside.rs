@@ -158,6 +158,32 @@ fn root_a_store_in_a_folder_of_any_name() {
     done("system reset -f");
 }
 
+/// A store is made in a folder of its own, and takes nothing else with it when it goes.
+#[test]
+fn root_what_else_lies_in_a_folder_stays() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::new("vfs");
+    store.shell("mkdir -p home/tmp home/pool && touch home/tmp/mine && chmod 750 home").ok();
+    let at = |folder: &str, line: &str| store.words(&format!("--root {folder} {line}"));
+    for line in ["images", "load -i nosuch", "info", "init"] {
+        assert!(at("home", line).fails(2).contains("it is not empty ("), "{line}");
+    }
+    at("home", "system reset -f").fails(3);
+    assert_eq!(
+        store.shell("stat -c %a home; ls home home/tmp").ok(),
+        "750\nhome:\npool\ntmp\n\nhome/tmp:\nmine"
+    );
+    // What came into a store's folder later is not the store's either.
+    store.shell("mkdir -p own/lost+found").ok();
+    at("own", "init").ok();
+    store.shell("mkdir own/more && touch own/more/file own/notes").ok();
+    at("own", "info").ok();
+    at("own", "system reset -f").ok();
+    assert_eq!(store.shell("ls own own/more").ok(), "own:\nlost+found\nmore\nnotes\n\nown/more:\nfile");
+}
+
 /// Who asks for a digest relies on it: no name has that of something else.
 #[test]
 fn root_a_digest_in_a_name_is_the_images() {

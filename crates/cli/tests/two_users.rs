@@ -273,6 +273,10 @@ fn root_a_folder_that_another_user_has_prepared_is_no_store() {
         let folder = root.join(planted);
         fs::remove_dir_all(&folder).unwrap_or_default();
         fs::DirBuilder::new().mode(0o700).create(&folder).unwrap();
+        if !["locks", "mnt"].contains(&planted) {
+            // Where no store was begun, anything but these is refused for being there.
+            fs::write(root.join("locks/store"), "").unwrap();
+        }
         chown(&folder, Some(OTHER), Some(OTHER)).unwrap();
         let error = store.words("import /etc/ssl base:1");
         assert!(error.code != Some(0) && error.err.contains("54321"), "{planted}: {error:?}");

@@ -118,7 +118,47 @@ impl Layout {
         Ok(root)
     }
 
-    /// Makes the folders of a store but for its data, and the root itself with its parents.
+    /// Whether a name in the root is the store's own. Whatever else lies there is somebody's, and stays.
+    pub(crate) fn is_own(name: &str) -> bool {
+        const NAMES: &[&str] = &[
+            "blobs",
+            "config",
+            "id",
+            "images",
+            "layers",
+            "locks",
+            "mnt",
+            "pool",
+            "reserve",
+            "store.json",
+            "tmp",
+            "trash",
+        ];
+        // Of a catalog, its log, and one that is rebuilt; of what was being tried out or published when a process was killed.
+        const BEGINNINGS: &[&str] = &["catalog.db", ".probe-", vellum_sys::file::TEMPORARY_PREFIX];
+        NAMES.contains(&name)
+            || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+            || crate::drivers::FACTORIES.iter().any(|factory| factory.name() == name)
+    }
+
+    /// Refuses a folder that holds anything before a store is made in it: what has a name of the store's would be emptied one day as the
+    /// store's own. The first files that a store makes are its locks.
+    fn nothing_else(&self, root: &OwnedFd) -> Result<()> {
+        if self.lock("store").exists() || crate::open::is_store(self) {
+            return Ok(());
+        }
+        let names = vellum_archive::tree::read_dir(root.as_fd()).map_err(|e| self.unusable(e))?;
+        match names.iter().find(|name| !["locks", "mnt", "lost+found"].iter().any(|fine| name == fine)) {
+            None => Ok(()),
+            Some(name) => {
+                let shown = name.to_string_lossy().escape_debug().to_string();
+                Err(self
+                    .refused(format!("it is not empty ('{shown}' is in it), and there is no store in it")))
+            }
+        }
+    }
+
+    /// Makes the folders of a store but for its data, and the root itself with its parents. A new store wants an empty folder.
     ///
     /// In a folder in which others can make files they may have prepared something: it must be empty, also once they no longer can.
     pub(crate) fn make(&self, rootless: bool) -> Result<()> {
@@ -129,9 +169,11 @@ impl Layout {
         // Changing it, even into what it is, needs room on a file system that copies on write.
         if before != mode {
             self.nothing_of_others(&root, before)?;
+            self.nothing_else(&root)?;
             rustix::fs::fchmod(&root, Mode::from_raw_mode(mode)).map_err(|e| self.unusable(e.into()))?;
             self.nothing_of_others(&root, before)?;
         }
+        self.nothing_else(&root)?;
         for path in [self.locks(), self.mountpoints()] {
             make_folder(&path).map_err(|e| e.with_hint(ELSEWHERE))?;
         }

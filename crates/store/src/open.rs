@@ -118,7 +118,9 @@ pub(crate) fn without_privileges() -> bool {
 
 /// Whether a store lies at the root, sound or not.
 pub(crate) fn is_store(layout: &Layout) -> bool {
-    layout.catalog().exists() || layout.root().join(Identity::FILE).exists() || layout.pool().exists()
+    // Anybody may have a folder `pool`.
+    let has_pool = || layout.pool().exists() && layout.lock("store").exists();
+    layout.catalog().exists() || layout.root().join(Identity::FILE).exists() || has_pool()
 }
 
 /// Whether layers lie there.

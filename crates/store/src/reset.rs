@@ -2,7 +2,8 @@
 //!
 //! 1. Lock `store` alone: no other process has it open.
 //! 2. Everything mounted is unmounted, lazily; each driver lets go of what it holds, and removes its layers. A pool is taken off its mountpoint.
-//! 3. The root's content is deleted, the identity last, so that an interrupted reset can be called again.
+//! 3. What is the store's in its root is deleted, the identity last, so that an interrupted reset can be called again. The root stays if somebody
+//!    keeps other things there.
 
 use crate::layout::Layout;
 use crate::open::Identity;
@@ -41,9 +42,9 @@ impl Store {
         drop(pool);
         crate::pool::take_off_for_reset(&layout)?;
         crate::faults::point("store.reset.unmounted")?;
-        let last = [".", "locks", "store.json"];
+        let last = ["locks", "store.json"];
         for entry in files::entries(layout.root())? {
-            if !last.contains(&entry.name.as_str()) {
+            if Layout::is_own(&entry.name) && !last.contains(&entry.name.as_str()) {
                 files::remove_any(&layout.root().join(entry.name))?;
             }
         }

@@ -22,7 +22,8 @@ impl System {
 
 /// Remove the store whole: all images, containers and save points
 ///
-/// Everything is unmounted and deleted, damaged stores too. A folder that is no store is refused.
+/// Everything of it is unmounted and deleted, damaged stores too. What else somebody keeps in its folder stays. A folder that is no store
+/// is refused.
 #[derive(Debug, Args)]
 pub(crate) struct Reset {
     /// Do not ask
