@@ -31,6 +31,9 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Facts> {
     let value: Value = serde_json::from_slice(bytes)
         .map_err(|e| Error::caused(Code::Archive, "read the image's configuration", e))?;
     let rootfs = value.get("rootfs").ok_or_else(|| wrong("it has no 'rootfs'"))?;
+    if !rootfs.is_object() {
+        return Err(wrong("its 'rootfs' is no object"));
+    }
     if rootfs.get("type").and_then(Value::as_str).is_some_and(|kind| kind != "layers") {
         return Err(wrong("its 'rootfs.type' is not 'layers'"));
     }
@@ -126,7 +129,8 @@ fn apply(config: &mut Value, change: &str) -> Result<()> {
     let (word, rest) =
         change.trim().split_once(char::is_whitespace).ok_or_else(|| bad("nothing follows the word"))?;
     let rest = rest.trim();
-    if config.is_null() {
+    // Somebody else's configuration may have anything here.
+    if !config.is_object() {
         *config = json!({});
     }
     match word.to_ascii_uppercase().as_str() {
@@ -136,25 +140,24 @@ fn apply(config: &mut Value, change: &str) -> Result<()> {
         "WORKDIR" => config["WorkingDir"] = json!(rest),
         "STOPSIGNAL" => config["StopSignal"] = json!(rest),
         "ENV" => {
-            let (name, value) = rest
-                .split_once('=')
-                .or_else(|| rest.split_once(' '))
-                .ok_or_else(|| bad("write it as NAME=VALUE"))?;
-            let line = format!("{name}={}", unquoted(value.trim()));
-            let prefix = format!("{name}=");
-            let list = config.get_mut("Env").and_then(Value::as_array_mut);
-            match list.and_then(|l| l.iter_mut().find(|v| v.as_str().is_some_and(|s| s.starts_with(&prefix))))
-            {
-                Some(old) => *old = json!(line),
-                None => push(config, "Env", json!(line)),
+            for (name, value) in pairs(rest).map_err(bad)? {
+                let prefix = format!("{name}=");
+                let line = json!(format!("{prefix}{value}"));
+                let list = config.get_mut("Env").and_then(Value::as_array_mut);
+                let has = |old: &&mut Value| old.as_str().is_some_and(|old| old.starts_with(&prefix));
+                match list.and_then(|list| list.iter_mut().find(has)) {
+                    Some(old) => *old = line,
+                    None => push(config, "Env", line),
+                }
             }
         }
         "LABEL" => {
-            let (name, value) = rest.split_once('=').ok_or_else(|| bad("write it as NAME=VALUE"))?;
             if !config["Labels"].is_object() {
                 config["Labels"] = json!({});
             }
-            config["Labels"][unquoted(name)] = json!(unquoted(value));
+            for (name, value) in pairs(rest).map_err(bad)? {
+                config["Labels"][name] = json!(value);
+            }
         }
         "EXPOSE" | "VOLUME" => {
             let key = if word.eq_ignore_ascii_case("EXPOSE") { "ExposedPorts" } else { "Volumes" };
@@ -176,8 +179,43 @@ fn apply(config: &mut Value, change: &str) -> Result<()> {
     Ok(())
 }
 
-fn unquoted(text: &str) -> &str {
-    text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text)
+/// The pairs of `NAME=VALUE NAME=VALUE…`, or the one of the older form `NAME VALUE`.
+fn pairs(text: &str) -> std::result::Result<Vec<(String, String)>, &'static str> {
+    const FORM: &str = "write it as NAME=VALUE";
+    let items = unquoted(text)?;
+    if items.first().is_some_and(|first| !first.contains('=')) {
+        let (name, _) = text.split_once(char::is_whitespace).ok_or(FORM)?;
+        let value = text[name.len()..].trim();
+        let whole = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+        return Ok(vec![(name.to_owned(), whole.to_owned())]);
+    }
+    let pair = |item: String| {
+        let (name, value) = item.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or(FORM)?;
+        Ok((name.to_owned(), value.to_owned()))
+    };
+    items.into_iter().map(pair).collect()
+}
+
+/// The words of a line of a Dockerfile, with quotes and backslashes taken for what they mean.
+fn unquoted(text: &str) -> std::result::Result<Vec<String>, &'static str> {
+    let (mut all, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        if quote.is_none() && c.is_whitespace() {
+            all.extend(word.take());
+            continue;
+        }
+        let word = word.get_or_insert_default();
+        let escapes = |next: &char| quote.is_none() || matches!(next, '"' | '\\' | '$');
+        match c {
+            '\\' if quote != Some('\'') && rest.peek().is_some_and(escapes) => word.extend(rest.next()),
+            '"' | '\'' if quote.is_none() => quote = Some(c),
+            _ if quote == Some(c) => quote = None,
+            _ => word.push(c),
+        }
+    }
+    all.extend(word);
+    if quote.is_none() { Ok(all) } else { Err("a quote in it has no end") }
 }
 
 /// A JSON list of texts, or a line for the shell.
@@ -207,9 +245,11 @@ mod tests {
             changes: [
                 "ENV A=b",
                 "ENV A=c",
+                r#"ENV B="x y" C='"z"' D=\ d\"e"#,
+                "ENV F f g",
                 "CMD echo hi",
                 "ENTRYPOINT [\"/x\"]",
-                "LABEL k=\"v w\"",
+                "LABEL k=\"v w\" l=",
                 "EXPOSE 80 53/udp",
             ]
             .map(str::to_owned)
@@ -221,14 +261,35 @@ mod tests {
         assert_eq!(facts.diff_ids, [a, b]);
         assert_eq!(facts.platform, Some(Platform::host()));
         let value: Value = serde_json::from_slice(&bytes).unwrap();
-        assert_eq!(value["config"]["Env"], json!(["A=c"]));
+        assert_eq!(value["config"]["Env"], json!(["A=c", "B=x y", "C=\"z\"", "D= d\"e", "F=f g"]));
         assert_eq!(value["config"]["Cmd"], json!(["/bin/sh", "-c", "echo hi"]));
         assert_eq!(value["config"]["Entrypoint"], json!(["/x"]));
         assert_eq!(value["config"]["Labels"]["k"], json!("v w"));
+        assert_eq!(value["config"]["Labels"]["l"], json!(""));
         assert_eq!(value["config"]["ExposedPorts"], json!({"80/tcp": {}, "53/udp": {}}));
         assert_eq!(value["history"].as_array().unwrap().len(), 2);
-        let bad = CommitOptions { changes: vec!["RUN x".into()], ..CommitOptions::default() };
-        assert_eq!(committed(None, &b, Timestamp::UNIX_EPOCH, &bad).unwrap_err().code(), Code::Invalid);
+        for bad in ["RUN x", "ENV A", "ENV A=b c", "ENV =b", "ENV A=\"b", "LABEL a"] {
+            let options = CommitOptions { changes: vec![bad.into()], ..CommitOptions::default() };
+            let error = committed(None, &b, Timestamp::UNIX_EPOCH, &options).unwrap_err();
+            assert_eq!(error.code(), Code::Invalid, "{bad}");
+        }
+    }
+
+    #[test]
+    fn plain_a_commit_on_anybodys_configuration() {
+        let layer: DiffId = vellum_types::Digest::sha256(b"a").into();
+        let options = CommitOptions {
+            changes: ["CMD x", "ENV A=b", "LABEL a=b", "EXPOSE 80", "VOLUME /v"].map(str::to_owned).to_vec(),
+            ..CommitOptions::default()
+        };
+        for strange in [r#""x""#, "[1]", "5", "true", "null", r#"{"Env":5,"Labels":[],"Volumes":"v"}"#] {
+            let parent = format!(r#"{{"rootfs":{{"diff_ids":"x"}},"history":{strange},"config":{strange}}}"#);
+            read(parent.as_bytes()).unwrap();
+            let bytes = committed(Some(parent.as_bytes()), &layer, Timestamp::UNIX_EPOCH, &options).unwrap();
+            let value: Value = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(value["config"]["Env"], json!(["A=b"]), "{strange}");
+            assert_eq!(value["rootfs"]["diff_ids"], json!([layer]));
+        }
     }
 
     /// A configuration of 8 MiB: so many times this, and then one long text.
@@ -283,7 +344,14 @@ mod tests {
 
     #[test]
     fn plain_wrong_configurations_are_refused() {
-        for bad in ["", "[]", "{}", r#"{"rootfs":{"type":"x"}}"#, r#"{"rootfs":{"diff_ids":["sha256:1"]}}"#] {
+        for bad in [
+            "",
+            "[]",
+            "{}",
+            r#"{"rootfs":[]}"#,
+            r#"{"rootfs":{"type":"x"}}"#,
+            r#"{"rootfs":{"diff_ids":["sha256:1"]}}"#,
+        ] {
             assert_eq!(read(bad.as_bytes()).unwrap_err().code(), Code::Archive, "{bad}");
         }
     }
