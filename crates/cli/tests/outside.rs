@@ -126,6 +126,21 @@ fn root_a_dash_is_standard_input_and_output() {
     assert!(!store.path("-").exists());
 }
 
+/// A store at another place of the test's folder, which goes also when the test fails.
+struct Elsewhere<'a>(&'a Store, std::path::PathBuf);
+
+impl Elsewhere<'_> {
+    fn run(&self, line: &str) -> std::process::Output {
+        self.0.command().arg("--root").arg(&self.1).args(line.split(' ')).output().unwrap()
+    }
+}
+
+impl Drop for Elsewhere<'_> {
+    fn drop(&mut self) {
+        let _ = self.run("system reset -f");
+    }
+}
+
 /// A store's folder may have any name: what is printed is the path itself, and JSON stays JSON.
 #[test]
 fn root_a_store_in_a_folder_of_any_name() {
@@ -134,14 +149,10 @@ fn root_a_store_in_a_folder_of_any_name() {
         skip!("needs root");
     }
     let store = Store::with_images("vfs");
-    let strange = store.dir.path().join(std::ffi::OsStr::from_bytes(b"a\xff,b:c\\d\ne"));
-    let vellum = |line: &str| {
-        let mut command = store.command();
-        let ran = command.env("STRANGE", &strange).arg("--root").arg(&strange).args(line.split(' ')).output();
-        ran.unwrap()
-    };
+    let name = std::ffi::OsStr::from_bytes(b"a\xff,b:c\\d\ne");
+    let strange = Elsewhere(&store, store.path("strange").join(name));
     let done = |line: &str| {
-        let out = vellum(line);
+        let out = strange.run(line);
         assert!(out.status.success(), "{line}: {out:?}");
         out.stdout
     };
@@ -215,4 +226,27 @@ fn root_a_digest_in_a_name_is_the_images() {
         .shell(&format!("mkdir d && tar xf docker.tar -C d && sed -i 's/base:1/{other}/' d/manifest.json"))
         .ok();
     assert!(store.words("load -i d").ok().starts_with("Loaded image ID: "));
+}
+
+/// What never ends is not copied until the disk is full.
+#[test]
+fn root_what_has_no_end_is_refused_at_its_beginning() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("vfs");
+    for (endless, why) in [
+        ("yes", "neither a folder nor a tar"),
+        ("cat /dev/zero", "an empty tar"),
+        ("yes | gzip -1", "neither a folder nor a tar"),
+    ] {
+        let said = store.shell(&format!("{endless} | timeout 60 $V load")).fails(7);
+        assert!(said.contains(why), "{endless}: {said}");
+    }
+    let said = store.words("import . itself").fails(2);
+    assert!(said.contains("the store itself lies in it"), "{said}");
+    store.words("create --name c base:1").ok();
+    // What lies in the store, as a container does, is taken as any other folder.
+    let mounted = store.words("mount c").ok();
+    store.words(&format!("import {mounted} taken")).ok();
 }

@@ -454,7 +454,7 @@ fn plain_files_that_are_no_archives_say_so() {
         (&b""[..], "it is empty"),
         (b"hello", "shorter than any tar"),
         (&[b'x'; 1024], "neither a folder nor a tar"),
-        (&[0; 1024], "it has neither oci-layout"),
+        (&[0; 1024], "it is an empty tar"),
         (b"\xfd7zXZ\0\0\0\0", "compressed with xz"),
         (b"BZh91AY", "compressed with bzip2"),
         (b"\x1f\x8b\x08\x00", "cannot"),

@@ -151,9 +151,21 @@ impl Store {
         })
     }
 
+    /// The layer that is made would be read while it is written, and never end.
+    fn must_not_hold_the_store(&self, folder: &Path) -> Result<()> {
+        let whole = |path: &Path| path.canonicalize().map_err(|e| Error::io("find the folder", path, e));
+        if !whole(self.layout.root())?.starts_with(whole(folder)?) {
+            return Ok(());
+        }
+        Err(Error::new(Code::Invalid, "import the folder", "the store itself lies in it")
+            .object(folder.display())
+            .with_hint("import what is needed of it, or a tar that leaves the store out"))
+    }
+
     /// Makes an image of one layer of a tar or a folder.
     ///
     /// # Errors
+    /// [`Code::Invalid`]: the store lies in the folder;
     /// [`Code::Archive`]: the archive is wrong; [`Code::Full`]; the file system's.
     pub fn import(
         &self,
@@ -162,6 +174,9 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<LoadReport> {
         self.check_floor("import the tree")?;
+        if let ImportSource::Folder(folder) = &source {
+            self.must_not_hold_the_store(folder)?;
+        }
         let below = Below { layers: Vec::new(), chain: None };
         let names: Vec<ImageName> = name.cloned().into_iter().collect();
         point("store.import.begin")?;

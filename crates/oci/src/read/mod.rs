@@ -110,29 +110,28 @@ impl Archive {
     }
 
     fn of_stream(input: impl Read, shown: String, spool: &Path) -> Result<Self> {
-        let file = spool::fill(input, spool, &shown)?;
-        Self::of_file(file, shown, spool)
+        let (head, whole) = begin(input, &shown)?;
+        check_head(&head, &shown)?;
+        let file = if compression::detect(&head) == compression::Compression::None {
+            spool::fill(whole, spool, &shown)?
+        } else {
+            decompressed(whole, spool, &shown)?
+        };
+        Self::of(Files::tar(file, shown)?)
     }
 
     fn of_file(file: File, shown: String, spool: &Path) -> Result<Self> {
-        let mut head = [0; 8];
+        let mut head = [0; tarball::BLOCK as usize];
         let count = file.read_at(&mut head, 0).map_err(Error::io(format!("read {shown}")))?;
         let head = &head[..count];
-        if head.is_empty() {
-            return Err(Error::NotAnArchive { archive: shown, reason: "it is empty".into() });
-        }
-        if let Some(other) = unknown_compression(head) {
-            return Err(Error::unsupported(shown, format!("it is compressed with {other}")));
-        }
+        check_head(head, &shown)?;
         let file = if compression::detect(head) == compression::Compression::None {
             file
         } else {
             use std::io::Seek as _;
             let mut file = file;
             file.rewind().map_err(Error::io(format!("read {shown}")))?;
-            let plain =
-                compression::Decoder::new(Box::new(file)).map_err(Error::io(format!("read {shown}")))?;
-            spool::fill(plain, spool, &shown)?
+            decompressed(file, spool, &shown)?
         };
         Self::of(Files::tar(file, shown)?)
     }
@@ -181,6 +180,36 @@ impl Archive {
             return Err(Error::no_platform(self.files.shown(), wanted, offered));
         }
         Ok(images.into_iter().filter(fits).collect())
+    }
+}
+
+/// The first block of an input, and the whole of it again.
+fn begin(mut input: impl Read, shown: &str) -> Result<(Vec<u8>, impl Read)> {
+    let mut head = Vec::with_capacity(tarball::BLOCK as usize);
+    let read = input.by_ref().take(tarball::BLOCK).read_to_end(&mut head);
+    read.map_err(Error::io(format!("read {shown}")))?;
+    Ok((head.clone(), io::Cursor::new(head).chain(input)))
+}
+
+/// The tar in a compressed input, in a file without a name.
+fn decompressed(input: impl Read, spool: &Path, shown: &str) -> Result<File> {
+    let plain = compression::Decoder::new(input).map_err(Error::io(format!("read {shown}")))?;
+    let (head, plain) = begin(plain, shown)?;
+    tarball::check_beginning(&head, shown)?;
+    spool::fill(plain, spool, shown)
+}
+
+/// Fails for what begins neither as a tar nor as one that is compressed.
+fn check_head(head: &[u8], shown: &str) -> Result<()> {
+    if head.is_empty() {
+        return Err(Error::NotAnArchive { archive: shown.into(), reason: "it is empty".into() });
+    }
+    if let Some(other) = unknown_compression(head) {
+        return Err(Error::unsupported(shown, format!("it is compressed with {other}")));
+    }
+    match compression::detect(head) {
+        compression::Compression::None => tarball::check_beginning(head, shown),
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
-const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 /// More entries than any image archive has.
 const MAX_ENTRIES: usize = 200_000;
 /// The largest long name or extended header.
@@ -52,6 +52,17 @@ struct Extension {
     sparse: bool,
 }
 
+/// Fails if an archive that begins so cannot be a tar with something in it: known from its first block, before the rest is copied anywhere.
+pub(crate) fn check_beginning(block: &[u8], archive: &str) -> Result<()> {
+    let reason = match <&[u8; BLOCK as usize]>::try_from(block) {
+        Err(_) => "it is shorter than any tar",
+        Ok(header) if header.iter().all(|byte| *byte == 0) => "it is an empty tar",
+        Ok(header) if !checksum_fits(header) => "it is neither a folder nor a tar",
+        Ok(_) => return Ok(()),
+    };
+    Err(Error::NotAnArchive { archive: archive.to_owned(), reason: reason.into() })
+}
+
 /// Reads the headers of the tar in `file`, which `archive` names in errors.
 pub(crate) fn index(file: &File, archive: &str) -> Result<Index> {
     let length = file.metadata().map_err(Error::io(format!("look at {archive}")))?.len();
@@ -60,8 +71,7 @@ pub(crate) fn index(file: &File, archive: &str) -> Result<Index> {
     };
     let damaged = |at: u64, reason: &str| Error::damaged(archive, format!("{reason}, at offset {at}"));
     if length < BLOCK {
-        let reason = "it is shorter than any tar".into();
-        return Err(Error::NotAnArchive { archive: archive.to_owned(), reason });
+        check_beginning(&[], archive)?;
     }
     let mut entries = Index::new();
     let mut next = Extension::default();
@@ -69,14 +79,13 @@ pub(crate) fn index(file: &File, archive: &str) -> Result<Index> {
     while at + BLOCK <= length {
         let mut header = [0; BLOCK as usize];
         read(at, &mut header)?;
+        if at == 0 {
+            check_beginning(&header, archive)?;
+        }
         if header.iter().all(|byte| *byte == 0) {
             break;
         }
         if !checksum_fits(&header) {
-            if at == 0 {
-                let reason = "it is neither a folder nor a tar".into();
-                return Err(Error::NotAnArchive { archive: archive.to_owned(), reason });
-            }
             return Err(damaged(at, "a tar header's checksum is wrong"));
         }
         let size = number(&header[124..136]).ok_or_else(|| damaged(at, "a tar header's size is wrong"))?;
