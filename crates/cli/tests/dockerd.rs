@@ -103,7 +103,8 @@ impl Drop for Daemon {
 }
 
 fn mounts_below(dir: &Path) -> Vec<(String, String)> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let table = std::fs::read("/proc/self/mountinfo").unwrap();
+    let table = String::from_utf8_lossy(&table);
     let below = |line: &str| {
         let point = line.split(' ').nth(4)?;
         point.starts_with(dir.to_str()?).then(|| (line.to_owned(), point.to_owned()))

@@ -82,7 +82,9 @@ const CHILD: &str = "VELLUM_TEST_POOL_CHILD";
 
 /// A new namespace has copies of all mounts, also of those that other tests are about to take off.
 fn let_go_of_others(own: &std::path::Path) {
-    let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    // Others' mounts may be anywhere, also where names are not UTF-8.
+    let table = std::fs::read("/proc/self/mounts").unwrap();
+    let table = String::from_utf8_lossy(&table);
     let places = table.lines().rev().filter_map(|line| line.split(' ').nth(1).map(std::path::Path::new));
     for place in places.filter(|place| place.starts_with(std::env::temp_dir()) && !own.starts_with(place)) {
         if !place.starts_with(own) {
