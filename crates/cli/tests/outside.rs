@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Store, is_root};
+use common::{Ran, Store, is_root};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use vellum_testkit::skip;
@@ -249,4 +249,33 @@ fn root_what_has_no_end_is_refused_at_its_beginning() {
     // What lies in the store, as a container does, is taken as any other folder.
     let mounted = store.words("mount c").ok();
     store.words(&format!("import {mounted} taken")).ok();
+}
+
+/// A path that is too long for the catalog is told before anything is made there; up to that, everything works.
+#[test]
+fn root_a_store_in_a_deep_folder() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let store = Store::with_images("overlay");
+    let of_length = |length: usize| {
+        let mut path = store.dir.path().to_str().unwrap().to_owned();
+        while path.len() + 202 < length {
+            path.push_str(&format!("/{}", "d".repeat(100)));
+        }
+        path.push_str(&format!("/{}", "e".repeat(length - path.len() - 1)));
+        Elsewhere(&store, path.into())
+    };
+    let deep = of_length(481);
+    let refused = Ran::of(deep.run("import tree base:1"));
+    assert!(refused.fails(2).contains("its path is longer than 480 bytes"));
+    assert!(!deep.1.exists());
+    let deep = of_length(480);
+    for line in
+        ["import tree base:1", "create --name c base:1", "mount c", "commit c new:1", "umount c", "check"]
+    {
+        Ran::of(deep.run(line)).ok();
+    }
+    std::fs::write(deep.1.join("catalog.db"), "no catalog").unwrap();
+    Ran::of(deep.run("check --repair")).ok();
 }

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use vellum_sys::file::PrivateFolderError;
 use vellum_types::LayerId;
 
+/// The longest path of a root, in bytes: SQLite opens no file whose path has more than 512, and the catalog's have up to 28 more than the root's.
+const LONGEST_ROOT: usize = 480;
+
 const ELSEWHERE: &str = "choose another folder with --root";
 
 /// The paths of one store. The drawing is in the crate's documentation.
@@ -162,6 +165,9 @@ impl Layout {
     ///
     /// In a folder in which others can make files they may have prepared something: it must be empty, also once they no longer can.
     pub(crate) fn make(&self, rootless: bool) -> Result<()> {
+        if self.root.as_os_str().len() > LONGEST_ROOT {
+            return Err(self.refused(format!("its path is longer than {LONGEST_ROOT} bytes")));
+        }
         std::fs::create_dir_all(&self.root).map_err(|e| self.unusable(e))?;
         let root = self.own_root()?;
         let before = rustix::fs::fstat(&root).map_err(|e| self.unusable(e.into()))?.st_mode & 0o7777;
