@@ -166,6 +166,7 @@ mod tests {
         ),
         ("measure", "a number that is measured again when it is not there"),
         ("prepare_to_mount", "a number that is behind until the layer is measured again"),
+        ("join_filled", "its callers have points after it"),
         ("replace", "its callers have points after it"),
         ("sync_folder", "its callers have points before and after it"),
         ("follow_image", "inside the transactions of its callers"),
