@@ -31,13 +31,9 @@ pub(crate) struct Identity {
     pub(crate) rootless: bool,
     /// The driver that new layers go to when none is asked for.
     pub(crate) driver: String,
-    /// Drivers have the kernel verify what is read, where they can. Stores of before that was written down have no homes of which it would not be known.
-    #[serde(default = "yes")]
-    pub(crate) verity: bool,
-}
-
-fn yes() -> bool {
-    true
+    /// Drivers have the kernel verify what is read, where they can. Not there in stores of before that was written down, whose homes stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) verity: Option<bool>,
 }
 
 impl Identity {
@@ -59,7 +55,7 @@ impl Identity {
     }
 
     pub(crate) fn config(&self) -> DriverConfig {
-        DriverConfig { xattrs: self.xattrs, rootless: self.rootless, verity: self.verity }
+        DriverConfig { xattrs: self.xattrs, rootless: self.rootless, verity: self.verity.unwrap_or(true) }
     }
 
     /// The catalog's `meta` of a new store.
@@ -68,16 +64,17 @@ impl Identity {
             XattrForm::Trusted => "trusted",
             XattrForm::User => "user",
         };
-        vec![
+        let mut rows = vec![
             ("uuid", self.uuid.clone()),
             ("xattrs", xattrs.to_owned()),
             ("rootless", if self.rootless { "1" } else { "0" }.to_owned()),
             ("driver", self.driver.clone()),
-            ("verity", if self.verity { "1" } else { "0" }.to_owned()),
             ("compat", String::new()),
             ("ro_compat", String::new()),
             ("incompat", if layout.has_pool() { schema::POOL } else { "" }.to_owned()),
-        ]
+        ];
+        rows.extend(self.verity.map(|verity| ("verity", if verity { "1" } else { "0" }.to_owned())));
+        rows
     }
 
     fn of_meta(meta: &BTreeMap<String, String>) -> Result<Self> {
@@ -91,7 +88,7 @@ impl Identity {
             xattrs: if get("xattrs")? == "user" { XattrForm::User } else { XattrForm::Trusted },
             rootless: get("rootless")? == "1",
             driver: get("driver")?,
-            verity: meta.get("verity").is_none_or(|value| value == "1"),
+            verity: meta.get("verity").map(|value| value == "1"),
         })
     }
 
@@ -103,7 +100,7 @@ impl Identity {
             xattrs: if rootless { XattrForm::User } else { XattrForm::Trusted },
             rootless,
             driver: choice.name.clone(),
-            verity: options.verity,
+            verity: Some(options.verity),
         };
         Ok((identity, choice))
     }

@@ -307,3 +307,24 @@ fn root_flipped_bits_are_found_on_btrfs() {
 fn root_flipped_bits_are_found_on_composefs() {
     flips("root_flipped_bits_are_found_on_composefs", "composefs");
 }
+
+#[test]
+fn root_a_flipped_bit_of_the_identity_is_found_wherever_it_is() {
+    let test = "root_a_flipped_bit_of_the_identity_is_found_wherever_it_is";
+    let Some(place) = Place::new(test, "overlay") else { return };
+    drop(place.open());
+    let path = place.root().join("store.json");
+    let sound = std::fs::read(&path).unwrap();
+    for at in 0..sound.len() {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 1 << (at % 8);
+        std::fs::write(&path, &bytes).unwrap();
+        let checked = Store::check_at(&place.options(), false, &Silent);
+        let same = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).ok();
+        assert!(
+            checked.is_err() || !checked.unwrap().is_empty() || same(&bytes) == same(&sound),
+            "nothing is found: {}",
+            String::from_utf8_lossy(&bytes)
+        );
+    }
+}
