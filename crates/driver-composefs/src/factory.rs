@@ -12,10 +12,10 @@ use vellum_overlayfs::{Features, probe_below};
 use vellum_sys::fsinfo::FileSystem;
 
 /// What helps where images cannot be mounted.
-pub(crate) const HINT: &str = "it needs EROFS, and overlayfs with data-only lower layers (Linux 6.8, with 6.12 or a loop device for images); use overlay";
+pub(crate) const HINT: &str = "it needs EROFS, and an overlayfs that lies over mounts without a place and takes data-only lower layers (Linux 6.15); use overlay";
 
 /// What helps where a sealed home cannot be used.
-pub(crate) const SEALED_HINT: &str = "boot a kernel that has fs-verity (CONFIG_FS_VERITY), Linux 6.8 or newer, or load the images into another store; `vellum init --no-verity` makes one that works without";
+pub(crate) const SEALED_HINT: &str = "boot a kernel that has fs-verity (CONFIG_FS_VERITY), Linux 6.15 or newer, or load the images into another store; `vellum init --no-verity` makes one that works without";
 
 /// Makes and probes the composefs driver.
 #[derive(Debug, Clone, Copy)]

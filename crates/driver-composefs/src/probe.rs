@@ -184,7 +184,10 @@ fn try_one(path: &Path, source: Source, metacopy: &str, seal: Seal) -> Result<De
         context.string("metacopy", metacopy)
     };
     stack().map_err(|error| {
-        format!("overlayfs takes no data-only lower layers (Linux 6.8): {}", kernel(error))
+        format!(
+            "overlayfs takes no data-only lower layers over a mount without a place (Linux 6.15): {}",
+            kernel(error)
+        )
     })?;
     if let Some((name, value)) = seal.option() {
         context
