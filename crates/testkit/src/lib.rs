@@ -4,6 +4,7 @@
 //! - [`tree`]: file trees told as data, made on disk, read back and compared entry by entry.
 //! - [`image`]: images for tests, made of such trees or of Debian's packages.
 //! - [`scratch`]: file systems for tests, which go away with the test, also when it fails or is killed.
+//! - [`whole`]: a file's content in one piece, for drivers' targets.
 //! - [`skip!`]: a test that cannot run here says why, and is counted.
 //! - [`fault`]: children that die at a named point.
 //! - [`engine`]: containerd and Docker, run by tests.
@@ -17,3 +18,4 @@ pub mod image;
 pub mod scratch;
 pub mod skip;
 pub mod tree;
+pub mod whole;

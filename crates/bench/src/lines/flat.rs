@@ -2,13 +2,14 @@
 
 use super::{Bench, Figures, Goal};
 use crate::run::{Cost, Error, measure, shell};
-use std::io::{self, BufRead, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use vellum_archive::XattrForm;
-use vellum_archive::target::{FileData, Joints, LayerPath, Meta};
+use vellum_archive::target::{Joints, LayerPath, Meta};
 use vellum_driver::{CreateSpec, Driver, DriverConfig, Factory, MountOptions};
 use vellum_mount::Mounter;
+use vellum_testkit::whole::Whole;
 use vellum_types::LayerId;
 
 const TIMES: usize = 30;
@@ -19,32 +20,6 @@ const ENTRIES: usize = 34_000;
 
 fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Error {
     move |error| Error::at(what)(io::Error::other(error.to_string()))
-}
-
-/// A file's content, in memory.
-struct Bytes<'a>(&'a [u8], bool);
-
-impl Read for Bytes<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
-    }
-}
-
-impl BufRead for Bytes<'_> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        Ok(self.0)
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.0.consume(count);
-    }
-}
-
-impl FileData for Bytes<'_> {
-    fn next_extent(&mut self) -> io::Result<Option<(u64, u64)>> {
-        let length = self.0.len() as u64;
-        Ok((!std::mem::replace(&mut self.1, true)).then_some((0, length)))
-    }
 }
 
 /// A driver with a mounter, and the next layer's number.
@@ -81,7 +56,7 @@ impl Stage {
             let path = LayerPath::new(name.clone()).map_err(failed("name a file"))?;
             let content = name.repeat(20);
             target
-                .file(&path, &meta, content.len() as u64, &mut Bytes(content.as_bytes(), false))
+                .file(&path, &meta, content.len() as u64, &mut Whole::of(content.as_bytes()))
                 .map_err(failed("unpack"))?;
         }
         let finished = target.finish().map_err(failed("unpack"))?;

@@ -1,6 +1,7 @@
 //! What goes into a layer through the driver's target.
 
 use crate::tree::{Entry, Tree, What};
+use crate::whole::Whole;
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read};
 use vellum_archive::target::{FileData, LayerPath, Meta, Node as Special, Target, Time};
@@ -203,7 +204,7 @@ impl<'a> Replay<'a> {
             FileType::Directory => self.target.dir(path, &meta)?,
             FileType::RegularFile if special.is_none() => {
                 let size = u64::try_from(node.stat.st_size).unwrap_or(0);
-                let mut data = Whole { file: BufReader::new(node.open().map_err(failed)?), size: Some(size) };
+                let mut data = Whole::new(BufReader::new(node.open().map_err(failed)?), size);
                 self.target.file(path, &meta, size, &mut data)?;
             }
             FileType::Symlink => {
@@ -231,33 +232,5 @@ impl DiffSink for Replay<'_> {
                 "an entry that is there was told without its node",
             )),
         }
-    }
-}
-
-/// A file's data as one extent.
-struct Whole {
-    file: BufReader<std::fs::File>,
-    size: Option<u64>,
-}
-
-impl FileData for Whole {
-    fn next_extent(&mut self) -> io::Result<Option<(u64, u64)>> {
-        Ok(self.size.take().map(|size| (0, size)))
-    }
-}
-
-impl Read for Whole {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.file.read(buffer)
-    }
-}
-
-impl BufRead for Whole {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.file.fill_buf()
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.file.consume(amount);
     }
 }
