@@ -8,7 +8,8 @@ use common::{DRIVERS, Store, drivers, has, is_root};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use vellum_testkit::golang::{self, Form};
-use vellum_testkit::{engine, skip};
+use vellum_testkit::scratch::{Kind, Scratch};
+use vellum_testkit::{engine, image, skip};
 
 const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
 const OUT: &str = env!("CARGO_TARGET_TMPDIR");
@@ -32,19 +33,44 @@ fn refused() -> Option<String> {
 /// A folder for an engine, with an archive of the image that its containers have.
 struct Place {
     dir: tempfile::TempDir,
+    /// A file system of its own, for a driver that does not work on the machine's.
+    _scratch: Option<Scratch>,
 }
 
 impl Place {
     fn new() -> Self {
+        let this = Self::empty(DRIVERS[0]);
+        let dir = this.dir.path();
+        engine::shell_image(&dir.join("image")).unwrap();
+        let mut tar = Command::new("tar");
+        run(tar.args(["-cf", "image.tar", "-C", "image", "."]).current_dir(dir));
+        this
+    }
+
+    /// Without an image, on a file system that the driver can use.
+    fn empty(driver: &str) -> Self {
+        let scratch = (driver == "btrfs").then(|| Scratch::new(Kind::Btrfs).unwrap());
+        let place = scratch.as_ref().map_or(std::env::temp_dir(), |scratch| scratch.path().to_owned());
         // The path becomes part of sockets' paths, which are short.
-        let dir = tempfile::Builder::new().prefix("ve-").tempdir().unwrap();
-        engine::shell_image(&dir.path().join("image")).unwrap();
-        let tar = Command::new("tar")
-            .args(["-cf", "image.tar", "-C", "image", "."])
-            .current_dir(dir.path())
-            .status();
-        assert!(tar.unwrap().success());
-        Self { dir }
+        let dir = tempfile::Builder::new().prefix("ve-").tempdir_in(place).unwrap();
+        Self { dir, _scratch: scratch }
+    }
+
+    /// With an image that one of the engines' Python scripts writes; its arguments end with the image's file and name.
+    fn written_by(driver: &str, script: &str, arguments: &[&Path]) -> Self {
+        let this = Self::empty(driver);
+        let mut python = Command::new("python3");
+        python.arg(engine::scripts().join(script)).args(arguments);
+        run(python.arg(this.image()).arg(engine::IMAGE));
+        this
+    }
+
+    /// A Go program where an engine in a system of its own reaches it.
+    fn program(&self, name: &str) -> String {
+        let built = golang::build(name, Form::Program, Path::new(OUT)).unwrap();
+        let copy = self.dir.path().join(name);
+        run(Command::new("cp").arg(built).arg(&copy));
+        copy.to_str().unwrap().to_owned()
     }
 
     fn image(&self) -> PathBuf {
@@ -59,6 +85,12 @@ impl Place {
             [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
         assert!(output.status.success(), "{name} with {driver} on {}:\n{said}", root.display());
     }
+}
+
+/// Runs a command that must succeed.
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
 }
 
 #[test]
@@ -141,4 +173,53 @@ fn root_a_killed_server_is_no_loss_to_many_clients() {
     let (containers, kills) = if all() { ("200", "10") } else { ("48", "3") };
     let arguments = [churn.to_str().unwrap(), "16", containers, kills];
     Place::new().script(Path::new("/"), "overlay", "churn.sh", &arguments);
+}
+
+/// Why no image can be unpacked by a client of ours, if so.
+fn no_client() -> Option<String> {
+    let python = (!has("python3")).then(|| "python3 is not installed".into());
+    refused().or_else(|| golang::missing(SUITE[0], SUITE[1])).or(python)
+}
+
+#[test]
+fn root_layers_unpacked_all_at_once_are_joined_to_the_tree_that_containerd_has() {
+    if let Some(reason) = no_client() {
+        skip!("{reason}");
+    }
+    for driver in ["composefs", "overlay"] {
+        let place = Place::written_by(driver, "layers.py", &[]);
+        let rebase = place.program("rebase");
+        place.script(Path::new("/"), driver, "rebase.sh", &[&rebase, "committed:2"]);
+    }
+}
+
+#[test]
+fn root_layers_unpacked_all_at_once_are_joined_with_containerd_2() {
+    const TEST: &str = "root_layers_unpacked_all_at_once_are_joined_with_containerd_2";
+    if !all() {
+        return;
+    }
+    if let Some(reason) = no_client() {
+        skip!("{reason}");
+    }
+    let root = match engine::system("forky") {
+        Ok(root) => root,
+        Err(reason) => skip!("{reason}"),
+    };
+    for driver in drivers(TEST) {
+        let place = Place::written_by(driver, "layers.py", &[]);
+        let rebase = place.program("rebase");
+        let events = ["prepared:3", "applied:2", "committed:1", "committed:4"];
+        place.script(&root, driver, "rebase.sh", &[&[rebase.as_str()], &events[..]].concat());
+    }
+    match image::debian() {
+        Ok(layout) => {
+            for driver in drivers(TEST) {
+                let place = Place::written_by(driver, "plain.py", &[&layout]);
+                let rebase = place.program("rebase");
+                place.script(&root, driver, "rebase.sh", &[&rebase]);
+            }
+        }
+        Err(reason) => skip::record(TEST, &reason),
+    }
 }

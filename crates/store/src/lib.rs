@@ -38,7 +38,7 @@
 //!
 //! Each module opens with its numbered algorithm: load ([`load`]), create, mount and remove ([`containers`]), commit, import and
 //! export ([`stream`]), snapshot and rollback ([`savepoints`]), images' names and removal ([`images`]), garbage collection
-//! ([`gc`]), check ([`check`], [`verify`]) and repair ([`repair`], [`mend`], [`rebuild`]), front ends' snapshots ([`views`], [`adopt`]), docker's layers ([`graph`]), pools ([`pool`]), reset ([`reset`]).
+//! ([`gc`]), check ([`check`], [`verify`]) and repair ([`repair`], [`mend`], [`rebuild`]), front ends' snapshots ([`views`], [`adopt`], [`implied`]), docker's layers ([`graph`]), pools ([`pool`]), reset ([`reset`]).
 //!
 //! # Where a crash leaves what
 //!
@@ -74,6 +74,7 @@ mod graph;
 mod id;
 mod imageconfig;
 mod images;
+mod implied;
 mod keeper;
 mod layerfiles;
 mod layout;

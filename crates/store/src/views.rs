@@ -203,6 +203,32 @@ impl Snapshots<'_> {
         parent: Option<&str>,
         labels: &Labels,
     ) -> Result<SnapshotRow> {
+        self.commit_with(name, key, parent, labels, false)
+    }
+
+    /// As [`Snapshots::commit`], of a snapshot that somebody else has unpacked a layer's archive into. If its parent is named only now, the directories that the archive did
+    /// not list get what the same directories below have ([`crate::implied`]); that costs a look at each of the layer's directories.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn commit_unpacked(
+        &self,
+        name: &str,
+        key: &str,
+        parent: Option<&str>,
+        labels: &Labels,
+    ) -> Result<SnapshotRow> {
+        self.commit_with(name, key, parent, labels, true)
+    }
+
+    fn commit_with(
+        &self,
+        name: &str,
+        key: &str,
+        parent: Option<&str>,
+        labels: &Labels,
+        unpacked: bool,
+    ) -> Result<SnapshotRow> {
         let store = self.store;
         let (row, layer, below) = store.catalog.read(|tx| {
             let row = snapshots::get(tx, &self.namespace, key)?;
@@ -230,7 +256,13 @@ impl Snapshots<'_> {
         };
         // What was prepared for those who mounted it; what they still have mounted stays.
         self.release(row.layer)?;
-        let _ = driver.commit(row.layer, below, &Joints::default())?;
+        let implied = match driver.own_folder(row.layer)? {
+            Some(folder) if unpacked && layer.parent.is_none() && below.is_some() => {
+                crate::implied::of_unpacked(&folder, row.created)?
+            }
+            _ => Vec::new(),
+        };
+        let _ = driver.commit(row.layer, below, &Joints { implied, ..Joints::default() })?;
         point("store.commit-snapshot.joined")?;
         let usage = driver.usage(row.layer)?;
         if usage.inodes <= crate::savepoints::FEW_INODES {

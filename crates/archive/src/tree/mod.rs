@@ -12,7 +12,7 @@ pub(crate) use copy::open_parent;
 pub use copy::{CopyOptions, copy};
 pub use remove::{remove, remove_content};
 pub(crate) use walk::usage_alone;
-pub use walk::{Visit, read_dir, sync, usage, walk};
+pub use walk::{Visit, read_dir, sync, usage, walk, walk_directories};
 
 use crate::XattrForm;
 use crate::attributes::{self, At, Meaning};

@@ -11,6 +11,9 @@ use vellum_testkit::golang::{self, Form};
 /// Layers of the image that containers are made on.
 const DEPTH: &str = "10";
 
+/// Layers that are unpacked at once where all can be: two for each core of a small machine.
+const AT_ONCE: &str = "4";
+
 /// Prepare, Mounts and Remove at the socket, for one client and for sixteen, and the server's peak memory after that.
 pub(super) fn socket(bench: &Bench) -> Result<Vec<Figures>, Error> {
     let suite = "github.com/containerd/containerd/contrib/snapshotservice";
@@ -58,7 +61,9 @@ pub(super) fn docker(bench: &Bench) -> Result<Vec<Figures>, Error> {
     let image = folder.join("image.tar");
     shell(r#"tar -cf "$1" -C "$2" ."#, &[&image, &layout])?;
     let what = "docker build (BuildKit), 20 ENV and ARG steps between two COPY, beside overlayfs";
-    Ok(vec![Figures { goal: Goal::None, ..timed(bench, &folder, "docker.sh", &image, what, 1.0)? }])
+    let mut command = script(bench, &folder, "docker.sh", &image)?;
+    let (_, said) = measure(&mut command)?;
+    Ok(vec![Figures { goal: Goal::None, ..timed(&said, "build", what, 1.0)? }])
 }
 
 /// The real image unpacked by containerd 2.
@@ -76,27 +81,36 @@ pub(super) fn unpack(bench: &Bench) -> Result<Vec<Figures>, Error> {
     let inside = folder.join("image.tar");
     // On the file system that is measured, which is another.
     std::fs::copy(&image, &inside).map_err(Error::at(format!("write {}", inside.display())))?;
-    let what = "containerd unpacks the real image, beside overlayfs";
-    Ok(vec![timed(bench, &folder, "unpack.sh", &inside, what, 1.1)?])
+    let suite = "github.com/containerd/containerd/snapshots";
+    if let Some(reason) = golang::missing(suite, "golang-github-containerd-containerd-dev") {
+        return Err(Error::Missing(reason));
+    }
+    let built = golang::build("rebase", Form::Program, &bench.work).map_err(Error::at("build a client"))?;
+    // Where it is seen from inside the other system.
+    let rebase = folder.join("rebase");
+    measure(Command::new("cp").arg(built).arg(&rebase))?;
+    let mut command = script(bench, &folder, "unpack.sh", &inside)?;
+    let (_, said) = measure(command.arg(rebase).arg(AT_ONCE))?;
+    let one = "containerd unpacks the real image, beside overlayfs";
+    let all = "the same, all layers at once as containerd 2.2 does it (rebase)";
+    Ok(vec![timed(&said, "unpack", one, 1.1)?, timed(&said, "rebase", all, 1.1)?])
 }
 
-/// Runs a script of the engines on the later of the other systems, which times both sides itself.
-fn timed(
-    bench: &Bench,
-    folder: &Path,
-    script: &str,
-    image: &Path,
-    what: &str,
-    goal: f64,
-) -> Result<Figures, Error> {
+/// A script of the engines, on the later of the other systems, that times both sides itself.
+fn script(bench: &Bench, folder: &Path, name: &str, image: &Path) -> Result<Command, Error> {
     let root = engine::system("forky").map_err(Error::Missing)?;
-    let mut command = engine::script(&root, folder, &bench.vellum, "overlay", script);
-    let (_, said) = measure(command.arg(image).arg(bench.runs.to_string()))?;
-    let line = said.lines().find_map(|line| line.strip_prefix("TIMED "));
+    let mut command = engine::script(&root, folder, &bench.vellum, "overlay", name);
+    command.arg(image).arg(bench.runs.to_string());
+    Ok(command)
+}
+
+/// The figures of a line `TIMED WORD …` of what a script said.
+fn timed(said: &str, word: &str, what: &str, goal: f64) -> Result<Figures, Error> {
+    let line = said.lines().find_map(|line| line.strip_prefix("TIMED ")?.strip_prefix(word));
     let times: Vec<f64> = line.unwrap_or_default().split(' ').filter_map(|word| word.parse().ok()).collect();
     match times[..] {
         [ours, theirs] => Ok(Figures::ratio_of(what, "s", ours / 1e3, theirs / 1e3, goal)),
-        _ => Err(Error::Missing(format!("the figures of {script}"))),
+        _ => Err(Error::Missing(format!("the figures of {what}"))),
     }
 }
 

@@ -203,8 +203,12 @@ impl Api for Service {
             if row.kind != SnapshotKind::Active {
                 return Err(Status::failed_precondition(format!("the snapshot '{key}' is not active")));
             }
-            door.snapshots().commit(&name, &key, optional(&parent), &labels).map_err(told)?;
-            Ok(())
+            let (snapshots, parent) = (door.snapshots(), optional(&parent));
+            let committed = match labels::reference(&row.labels) {
+                Some(_) => snapshots.commit_unpacked(&name, &key, parent, &labels),
+                None => snapshots.commit(&name, &key, parent, &labels),
+            };
+            committed.map(drop).map_err(told)
         })
         .await
     }

@@ -128,6 +128,60 @@ fn root_layers_unpacked_side_by_side_are_joined_at_commit() {
 }
 
 #[test]
+fn root_directories_that_an_archive_leaves_out_are_as_below_when_layers_are_joined() {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    let mode =
+        |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    each("root_directories_that_an_archive_leaves_out_are_as_below_when_layers_are_joined", async |served| {
+        if served.options.driver.as_deref() != Some("overlay") {
+            return;
+        }
+        let service = &served.service;
+        let unpacked = [("containerd.io/snapshot.ref", "sha256:x")];
+        let mut uppers = Vec::new();
+        for (key, labels) in [("base", &[][..]), ("archive", &unpacked), ("written", &[])] {
+            let mounts = service.prepare(prepare(key, "", labels)).await.unwrap().into_inner().mounts;
+            let upper = mounts[0].options.iter().find_map(|o| o.strip_prefix("upperdir=")).unwrap();
+            uppers.push(Path::new(upper).to_owned());
+        }
+        for (upper, bits) in uppers.iter().zip([0o750, 0o755, 0o755]) {
+            for name in ["listed", "left-out", "left-out/deep"] {
+                std::fs::create_dir(upper.join(name)).unwrap();
+                mode(&upper.join(name), bits);
+            }
+        }
+        mode(&uppers[0], 0o711);
+        chown(uppers[0].join("left-out/deep"), Some(7), Some(8)).unwrap();
+        // An archive's own time, which is set when the directory is filled.
+        let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_600_000_000);
+        std::fs::File::open(uppers[1].join("listed")).unwrap().set_modified(old).unwrap();
+
+        service.commit(commit("below", "base", "")).await.unwrap();
+        for key in ["archive", "written"] {
+            service.commit(commit(&format!("{key}-done"), key, "below")).await.unwrap();
+        }
+        let found = |upper: &Path, name: &str| {
+            let metadata = upper.join(name).metadata().unwrap();
+            use std::os::unix::fs::MetadataExt as _;
+            (metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
+        };
+        for (name, wanted) in [
+            ("", (0o711, 0, 0)),
+            ("listed", (0o755, 0, 0)),
+            ("left-out", (0o750, 0, 0)),
+            ("left-out/deep", (0o750, 7, 8)),
+        ] {
+            assert_eq!(found(&uppers[1], name), wanted, "{name}");
+            assert_eq!(
+                found(&uppers[2], name),
+                (0o755, 0, 0),
+                "what was not unpacked is as it was written: {name}"
+            );
+        }
+    });
+}
+
+#[test]
 fn root_each_refusal_has_its_status() {
     each("root_each_refusal_has_its_status", async |served| {
         let service = &served.service;
