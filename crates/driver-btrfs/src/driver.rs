@@ -165,7 +165,7 @@ impl Btrfs {
     }
 
     fn record_of(&self, spec: &CreateSpec<'_>) -> Result<Record> {
-        let mut chain = self.home.chain_on("create", spec.parent, NO_LIMIT)?;
+        let mut chain = self.home.below("create", spec.parent, NO_LIMIT)?.chain;
         chain.truncate(1);
         let kind = if spec.view { Kind::View } else { Kind::Active };
         Ok(Record { kind, chain, hidden: 0, nested: false })
@@ -345,7 +345,7 @@ impl Driver for Btrfs {
 
     fn commit(&self, id: LayerId, parent: Option<LayerId>, joints: &Joints) -> Result<Changed> {
         let Some(record) = self.home.to_commit(id, parent, false)? else { return Ok(Changed::No) };
-        self.home.chain_on("commit", parent, NO_LIMIT)?;
+        self.home.below("commit", parent, NO_LIMIT)?;
         if let Some((link, existing)) = joints.links.first() {
             let reason = format!("{link} links to {existing}, and no layer below has that file");
             return Err(Error::new(ErrorKind::Invalid, "commit", reason).layer(id));

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use vellum_archive::XattrForm;
 use vellum_archive::target::{Joints, LayerPath, Target, Usage};
 use vellum_archive::tree::{self as disk, CopyOptions, Form};
-use vellum_driver::home::{self, Home, Record};
+use vellum_driver::home::{self, Below, Home, Record};
 use vellum_driver::{
     Ability, Capabilities, Changed, CreateSpec, DiffSink, Driver, DriverConfig, Error, ErrorKind, Kind,
     LayerInfo, MountOptions, MountPlan, Result, Support, View, Views, generic_diff, guided_diff,
@@ -123,17 +123,15 @@ impl Composefs {
         if spec.view && spec.parent.is_none() {
             return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));
         }
-        let chain = self.chain_on("create", spec.parent)?;
-        let (_, nested) = self.home().inherited("create", spec.parent)?;
         let kind = if spec.view { Kind::View } else { Kind::Active };
-        Ok(Record { kind, chain, hidden: 0, nested })
+        Ok(self.below("create", spec.parent)?.record(kind))
     }
 
     /// Just the parent: whoever needs the chain follows the records.
-    fn chain_on(&self, operation: &str, parent: Option<LayerId>) -> Result<Vec<LayerId>> {
-        let mut chain = self.home().chain_on(operation, parent, NO_LIMIT)?;
-        chain.truncate(1);
-        Ok(chain)
+    fn below(&self, operation: &str, parent: Option<LayerId>) -> Result<Below> {
+        let mut below = self.home().below(operation, parent, NO_LIMIT)?;
+        below.chain.truncate(1);
+        Ok(Below { hidden: 0, ..below })
     }
 
     /// Joins what a layer brings to its parent's tree.
@@ -291,8 +289,7 @@ impl Driver for Composefs {
 
     fn commit(&self, id: LayerId, parent: Option<LayerId>, joints: &Joints) -> Result<Changed> {
         let Some(record) = self.home().to_commit(id, parent, true)? else { return Ok(Changed::No) };
-        let chain = self.chain_on("commit", parent)?;
-        let (_, inherited) = self.home().inherited("commit", parent)?;
+        let Below { chain, nested: inherited, .. } = self.below("commit", parent)?;
         let lock = self.parts.taking(id)?;
         let mut intake = Intake::new(Arc::clone(&self.parts), id);
         let mut own = self.parts.gather(id, parent, &mut intake)?;

@@ -2,18 +2,18 @@
 
 use crate::joints;
 use crate::lowers::Lowers;
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use vellum_archive::XattrForm;
 use vellum_archive::attributes;
 use vellum_archive::folder::{FolderOptions, FolderTarget, Style};
 use vellum_archive::target::{Joints, Target, Usage};
 use vellum_archive::tree::{self, CopyOptions, Form};
-use vellum_driver::home::{self, Home, Record};
+use vellum_driver::home::{self, Below, Home, Record};
 use vellum_driver::{
     Ability, Capabilities, Changed, CreateSpec, DiffSink, Driver, DriverConfig, Error, ErrorKind, Kind,
     LayerInfo, Mount, MountOption, MountOptions, MountPlan, MountSource, PathRef, Result, Support, Views,
@@ -106,29 +106,20 @@ impl Overlay {
         }
     }
 
-    fn make_parts(&self, id: LayerId, parts: &[&str], record: &Record) -> Result<()> {
-        let folder = self.home.make(id)?;
-        let made = (|| {
-            for part in parts {
-                // What a container sees as its root: its mode is an image's unless one says otherwise.
-                let mode = if *part == "diff" { 0o755 } else { 0o700 };
-                ensure_folder(&folder, *part, mode)
-                    .map_err(|error| Error::system("create", error).layer(id))?;
-            }
-            self.home.write_first_record(id, record)
-        })();
-        if made.is_err() {
-            self.home.take_back(id);
-        }
-        made
+    /// Makes what an active layer has beside its record, in its new folder.
+    fn make_parts(&self, id: LayerId, folder: &OwnedFd, parent: Option<LayerId>) -> Result<()> {
+        let failed = |error| Error::system("create", error).layer(id);
+        // What a container sees as its root: its mode is an image's unless one says otherwise.
+        let diff = ensure_folder(folder, "diff", 0o755).map_err(failed)?;
+        rustix::fs::mkdirat(folder, "work", Mode::RWXU).map_err(|error| failed(error.into()))?;
+        parent.map_or(Ok(()), |parent| self.like_parent(id, diff.as_fd(), parent))
     }
 
     /// A container's root has owner, mode and attributes of its image's.
-    fn like_parent(&self, id: LayerId, parent: LayerId) -> Result<()> {
-        let joints = Joints { implied: vec![vellum_archive::target::LayerPath::root()], ..Joints::default() };
-        let lowers = Lowers::new(vec![self.home.open_part(parent, "diff")?], self.form());
-        let diff = self.home.open_part(id, "diff")?;
-        joints::join(diff.as_fd(), &lowers, &joints, self.form()).map_err(|error| error.layer(id))
+    fn like_parent(&self, id: LayerId, diff: BorrowedFd<'_>, parent: LayerId) -> Result<()> {
+        let nearest = self.home.open_part(parent, "diff")?;
+        joints::dress_dir(nearest.as_fd(), diff, self.config.xattrs)
+            .map_err(|error| Error::system("give the root the parent's attributes", error).layer(id))
     }
 
     /// `nested`: a layer below keeps whiteouts of an inner overlay.
@@ -266,19 +257,18 @@ impl Driver for Overlay {
             let reason = format!("overlay has no storage option '{}'", name.escape_debug());
             return Err(Error::new(ErrorKind::Unsupported, "create", reason).layer(id));
         }
-        let chain = self.home.chain_on("create", spec.parent, self.features.max_layers)?;
-        let (hidden, nested) = self.home.inherited("create", spec.parent)?;
-        if spec.view {
-            if chain.is_empty() {
-                return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));
-            }
-            return self.make_parts(id, &[], &Record { kind: Kind::View, chain, hidden, nested });
+        if spec.view && spec.parent.is_none() {
+            return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));
         }
-        self.make_parts(id, &["diff", "work"], &Record { kind: Kind::Active, chain, hidden, nested })?;
-        if let Some(parent) = spec.parent {
-            return self.like_parent(id, parent).inspect_err(|_| self.home.take_back(id));
-        }
-        Ok(())
+        let below = self.home.below("create", spec.parent, self.features.max_layers)?;
+        let folder = self.home.make(id)?;
+        let made = if spec.view {
+            self.home.write_first_record(id, &below.record(Kind::View))
+        } else {
+            self.make_parts(id, &folder, spec.parent)
+                .and_then(|()| self.home.write_first_record(id, &below.record(Kind::Active)))
+        };
+        made.inspect_err(|_| self.home.take_back(id))
     }
 
     fn complete(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<Changed> {
@@ -286,8 +276,7 @@ impl Driver for Overlay {
             self.create(id, spec)?;
             return Ok(Changed::Yes);
         };
-        let chain = self.home.chain_on("create", spec.parent, self.features.max_layers)?;
-        let (hidden, nested) = self.home.inherited("create", spec.parent)?;
+        let below = self.home.below("create", spec.parent, self.features.max_layers)?;
         let failed = |error| Error::system("create", error).layer(id);
         let recorded = matches!(self.home.record(id), Ok(Some(_)));
         let mut changed = Changed::No;
@@ -299,7 +288,7 @@ impl Driver for Overlay {
                 // An empty root may have come without its attributes; one that was written to has those it should have.
                 let empty = !there || (!recorded && tree::read_dir(diff.as_fd()).map_err(failed)?.is_empty());
                 if let (true, "diff", Some(parent)) = (empty, part, spec.parent) {
-                    self.like_parent(id, parent)?;
+                    self.like_parent(id, diff.as_fd(), parent)?;
                 }
                 if !there {
                     changed = Changed::Yes;
@@ -308,7 +297,7 @@ impl Driver for Overlay {
         }
         if !recorded {
             let kind = if spec.view { Kind::View } else { Kind::Active };
-            self.home.write_record(id, &Record { kind, chain, hidden, nested })?;
+            self.home.write_record(id, &below.record(kind))?;
             changed = Changed::Yes;
         }
         Ok(changed)
@@ -331,8 +320,7 @@ impl Driver for Overlay {
         if self.home.to_commit(id, parent, true)?.is_none() {
             return Ok(Changed::No);
         }
-        let chain = self.home.chain_on("commit", parent, self.features.max_layers)?;
-        let (hidden, nested) = self.home.inherited("commit", parent)?;
+        let Below { chain, hidden, nested } = self.home.below("commit", parent, self.features.max_layers)?;
         self.join(id, &chain, joints, nested)?;
         // Overlayfs merges the roots of all the layers that it is given, opaque or not: what is hidden is not given.
         let diff = self.home.open_part(id, "diff")?;

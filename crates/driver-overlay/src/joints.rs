@@ -74,13 +74,23 @@ pub(crate) fn mark_merged(diff: BorrowedFd<'_>, lowers: &Lowers, form: Form) -> 
 fn dress_implied(diff: BorrowedFd<'_>, lowers: &Lowers, path: &LayerPath, form: XattrForm) -> io::Result<()> {
     let Some(Found::Dir(parts)) = lowers.find(path)? else { return Ok(()) };
     let Some((_, lower)) = parts.first() else { return Ok(()) };
-    let own = open_beneath(diff, path)?;
-    let stat = rustix::fs::fstat(lower)?;
-    dress(proc_self(lower.as_fd()), proc_self(own.as_fd()), form, || {
-        rustix::fs::fchown(&own, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
-        Ok(rustix::fs::fchmod(&own, Mode::from_raw_mode(stat.st_mode & 0o7777))?)
-    })?;
-    Ok(rustix::fs::futimens(&own, &times(&stat))?)
+    dress_dir(lower.as_fd(), open_beneath(diff, path)?.as_fd(), form)
+}
+
+/// Gives a directory owner, mode, attributes and times of another. What is the same already is not set, which would cost the file system a change.
+pub(crate) fn dress_dir(lower: BorrowedFd<'_>, own: BorrowedFd<'_>, form: XattrForm) -> io::Result<()> {
+    let [want, have] = [rustix::fs::fstat(lower)?, rustix::fs::fstat(own)?];
+    let owner = |stat: &Stat| (stat.st_uid, stat.st_gid);
+    if owner(&want) != owner(&have) {
+        rustix::fs::fchown(own, Some(Uid::from_raw(want.st_uid)), Some(Gid::from_raw(want.st_gid)))?;
+    }
+    if want.st_mode != have.st_mode || owner(&want) != owner(&have) {
+        rustix::fs::fchmod(own, Mode::from_raw_mode(want.st_mode & 0o7777))?;
+    }
+    if rustix::fs::flistxattr(lower, &mut [0; 0]) != Ok(0) {
+        copy_attributes(proc_entry(lower, b"."), proc_entry(own, b"."), form)?;
+    }
+    Ok(rustix::fs::futimens(own, &times(&want))?)
 }
 
 /// Makes the name `link` for the file `existing` of the layers below: that is copied up, as overlayfs does.
@@ -222,14 +232,12 @@ fn copy_up(
             kind => rustix::fs::mknodat(dir, name, kind, Mode::RUSR, source.stat.st_rdev)?,
         }
         let stat = &source.stat;
-        dress(proc_entry(source.dir, source.name.as_bytes()), proc_entry(dir, name), form, || {
-            let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-            rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-            if source.file_type() != FileType::Symlink {
-                rustix::fs::chmodat(dir, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
-            }
-            Ok(())
-        })?;
+        let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        if source.file_type() != FileType::Symlink {
+            rustix::fs::chmodat(dir, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
+        }
+        copy_attributes(proc_entry(source.dir, source.name.as_bytes()), proc_entry(dir, name), form)?;
         Ok(rustix::fs::utimensat(dir, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)?)
     })
 }
@@ -241,15 +249,9 @@ fn keeping_times(dir: &OwnedFd, work: impl FnOnce(BorrowedFd<'_>) -> io::Result<
     Ok(rustix::fs::futimens(dir, &times(&before))?)
 }
 
-/// Sets owner and mode through `between`, then copies the attributes, which a change of owner would take away. Overlayfs's own marks
+/// Copies the attributes to what has its owner already, because a change of that would take some away. Overlayfs's own marks
 /// belong to the place where they are and stay there.
-fn dress(
-    from: Vec<u8>,
-    to: Vec<u8>,
-    form: XattrForm,
-    between: impl FnOnce() -> io::Result<()>,
-) -> io::Result<()> {
-    between()?;
+fn copy_attributes(from: Vec<u8>, to: Vec<u8>, form: XattrForm) -> io::Result<()> {
     let mut list = vec![0; 65536];
     let length = match rustix::fs::llistxattr(&from[..], &mut list[..]) {
         Ok(length) => length,
@@ -270,10 +272,6 @@ fn dress(
         }
     }
     Ok(())
-}
-
-fn proc_self(dir: BorrowedFd<'_>) -> Vec<u8> {
-    proc_entry(dir, b".")
 }
 
 fn proc_entry(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {

@@ -21,7 +21,7 @@
 //!
 //! # Algorithms
 //!
-//! *create*: 1. make `<id>` (who makes it owns the id); 2. `diff`, `work`; 3. `lower`: the layer is there.
+//! *create*: 1. make `<id>` (who makes it owns the id); 2. `diff`, with owner, mode and attributes of the parent's, and `work`; 3. `lower`: the layer is there.
 //! *commit*: 1. do the joints; 2. remove `work`; 3. make the name in `L`; 4. replace `lower` by a rename: the layer is committed.
 //! *remove*: 1. remove the name in `L`; 2. rename `<id>` into the trash. Each begins again where it was interrupted, and a folder without
 //! a whole `lower` is half made: only `remove` takes it.

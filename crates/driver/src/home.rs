@@ -36,6 +36,25 @@ pub struct Record {
     pub nested: bool,
 }
 
+/// What lies below a layer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Below {
+    /// As [`Record::chain`].
+    pub chain: Vec<LayerId>,
+    /// As [`Record::hidden`].
+    pub hidden: usize,
+    /// As [`Record::nested`], of the layers below.
+    pub nested: bool,
+}
+
+impl Below {
+    /// The record of the layer on top.
+    pub fn record(self, kind: Kind) -> Record {
+        let Self { chain, hidden, nested } = self;
+        Record { kind, chain, hidden, nested }
+    }
+}
+
 impl Record {
     fn parse(text: &str) -> Option<Self> {
         let text = text.strip_suffix('\n')?;
@@ -158,8 +177,11 @@ impl Home {
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Damaged`] if the layer is there and the part is not.
     pub fn open_part(&self, id: LayerId, part: &str) -> Result<OwnedFd> {
-        let folder = self.folder(id)?.ok_or_else(|| Error::not_found(format!("open {part}"), id))?;
-        tree::open_dir(folder.as_fd(), OsStr::new(part)).map_err(|error| {
+        let found = tree::open_dir(self.dir(), OsStr::new(&format!("{id}/{part}")));
+        if found.is_err() && self.folder(id)?.is_none() {
+            return Err(Error::not_found(format!("open {part}"), id));
+        }
+        found.map_err(|error| {
             let mut wrapped =
                 Error::system(format!("open {}", self.part(id, part).display()), error).layer(id);
             wrapped.kind = ErrorKind::Damaged;
@@ -233,36 +255,24 @@ impl Home {
         }
     }
 
-    /// What a layer on `parent` inherits: how many of the farthest layers of that one's chain are hidden, and whether
-    /// whiteouts of an inner overlay are kept there.
-    ///
-    /// # Errors
-    /// As [`Home::must`].
-    pub fn inherited(&self, operation: &str, parent: Option<LayerId>) -> Result<(usize, bool)> {
-        let Some(parent) = parent else { return Ok((0, false)) };
-        let record = self.must(operation, parent)?;
-        Ok((record.hidden, record.nested))
-    }
-
-    /// The chain of a layer that is to lie on `parent`.
+    /// What lies below a layer that is to lie on `parent`: its chain, and what it inherits. Costs one short file, however deep it lies.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::NotCommitted`]; [`ErrorKind::TooDeep`] beyond `most` layers in all.
-    pub fn chain_on(&self, operation: &str, parent: Option<LayerId>, most: u64) -> Result<Vec<LayerId>> {
-        let Some(parent) = parent else { return Ok(Vec::new()) };
-        let record = self.must(operation, parent)?;
-        if record.kind != Kind::Committed {
+    pub fn below(&self, operation: &str, parent: Option<LayerId>, most: u64) -> Result<Below> {
+        let Some(parent) = parent else { return Ok(Below::default()) };
+        let Record { kind, mut chain, hidden, nested } = self.must(operation, parent)?;
+        if kind != Kind::Committed {
             let reason = "the parent is not committed";
             return Err(Error::new(ErrorKind::NotCommitted, operation, reason).layer(parent));
         }
-        let mut chain = record.chain;
         chain.insert(0, parent);
         if chain.len() as u64 >= most {
             let reason = format!("it would be layer {} of a chain, and {most} is the most", chain.len() + 1);
             return Err(Error::new(ErrorKind::TooDeep, operation, reason)
                 .hint("squash some of the image's layers into one"));
         }
-        Ok(chain)
+        Ok(Below { chain, hidden, nested })
     }
 
     /// Writes the record of a layer that was made just now, and of which nobody knows yet: without it, or with a part of it, it is half made.

@@ -104,6 +104,11 @@ impl Store {
     /// nobody's: it goes to the trash first.
     pub(crate) fn create_layer(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()> {
         let _reading = spec.parent.map(|_| self.reading_layers()).transpose()?;
+        self.create_layer_reading(id, spec)
+    }
+
+    /// As [`Store::create_layer`], for who holds [`Store::reading_layers`].
+    pub(crate) fn create_layer_reading(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()> {
         match self.driver.create(id, spec) {
             Err(e) if e.kind == vellum_driver::ErrorKind::Exists => {
                 let _ = self.driver.remove(id, &self.layout.trash().join(self.driver.name()))?;

@@ -34,6 +34,7 @@ pub const FAULT_POINTS: &[&str] = &[
     "store.import.begin",
     "store.keep-blob.placed",
     "store.keep-blob.recorded",
+    "store.keeper.file",
     "store.labels.recorded",
     "store.later.done",
     "store.later.made",
@@ -159,7 +160,7 @@ mod tests {
     /// Functions with such a step and without a point of their own, and why.
     const EXCUSED: &[(&str, &str)] = &[
         ("check_image_file", "a record that is behind is written anew; the old one is as good as none"),
-        ("create_layer", "its callers have points before and after it"),
+        ("create_layer_reading", "its callers have points before and after it"),
         (
             "make_whole_locked",
             "whoever uses the container next makes it whole again; `store.fresh.synced` comes after it",

@@ -45,6 +45,15 @@ pub(crate) fn publish(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 
 /// As [`publish`], but durable only with the caller's next barrier.
 pub(crate) fn replace(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    put(folder, name, bytes, |temporary, path| std::fs::rename(temporary, path))
+}
+
+fn put(
+    folder: &Path,
+    name: &str,
+    bytes: &[u8],
+    place: impl FnOnce(&Path, &Path) -> std::io::Result<()>,
+) -> Result<()> {
     let temporary = folder.join(format!(
         "{}{}",
         vellum_sys::file::TEMPORARY_PREFIX,
@@ -52,11 +61,22 @@ pub(crate) fn replace(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     ));
     let path = folder.join(name);
     let failed = |e| Error::io("write", &path, e);
-    let result = write_new(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, &path));
+    let result = write_new(&temporary, bytes).and_then(|()| place(&temporary, &path));
     if result.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
     result.map_err(failed)
+}
+
+/// As [`replace`], but leaves a file that is there as it is.
+pub(crate) fn provide(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    put(folder, name, bytes, |temporary, path| {
+        use rustix::fs::{CWD, RenameFlags};
+        match rustix::fs::renameat_with(CWD, temporary, CWD, path, RenameFlags::NOREPLACE) {
+            Err(rustix::io::Errno::EXIST) => std::fs::remove_file(temporary),
+            result => Ok(result?),
+        }
+    })
 }
 
 /// Makes a file that is not there, with this content; on the disk with the caller's next barrier.

@@ -9,6 +9,8 @@
 //! 1. In one write transaction: the row (`ready`, `fresh`) and the rows of what is to have the layer; `layer.json`; the driver makes it.
 //! 2. The transaction is committed, durably. Reported.
 //!
+//! In a server the `layer.json` of a snapshot is left to the keeper ([`crate::keeper`]): most snapshots that an engine makes are gone before it gets to them.
+//!
 //! | dies | left | by whom it goes |
 //! |---|---|---|
 //! | in 1 | files under an id that no row names and that the next layer gets | the next one made, the sweep at boot, `gc` |
@@ -70,6 +72,7 @@ impl Store {
     ) -> Result<LayerId> {
         let driver = self.driver.name();
         let (mut made, mut below) = (None, None);
+        let later = role == Role::Snapshot && self.desk.get().is_some();
         // Before the writer's lock, which whoever is alone with the layers takes after this one.
         let reading = self.reading_layers()?;
         let result = self.catalog.write(Durability::Full, |tx| {
@@ -79,8 +82,12 @@ impl Store {
             let file = holder(tx, id, parent)?;
             point("store.fresh.begin")?;
             made = Some(id);
-            file.write_first(&self.make_layer_folder(driver, id)?)?;
-            self.create_layer(id, &CreateSpec { parent, view, options: &[] })?;
+            if later {
+                let _ = self.no_layer_folder(driver, id)?;
+            } else {
+                file.write_first(&self.make_layer_folder(driver, id)?)?;
+            }
+            self.create_layer_reading(id, &CreateSpec { parent, view, options: &[] })?;
             point("store.fresh.made")?;
             if role == Role::Container {
                 layers::set_usage(tx, id, Some(self.driver.usage_of_new(id)?))?;
@@ -97,6 +104,9 @@ impl Store {
         // The layer is there and its mount makes what is missing; it is only not counted then.
         let _ = self.prepare_to_mount(&*self.driver, below);
         self.note_whole(id);
+        if later {
+            self.provide_file_later(id)?;
+        }
         point("store.fresh.done")?;
         Ok(id)
     }
@@ -209,14 +219,21 @@ impl Store {
             .object(format!("layer {id}")))
     }
 
-    /// As [`Store::make_whole`], without a look at a layer that this process has made, or has looked at before.
+    /// As [`Store::make_whole`], and remembers it.
     pub(crate) fn make_whole_once(&self, layer: &Layer) -> Result<()> {
-        if !layer.fresh || self.whole.lock().is_ok_and(|whole| whole.contains(&layer.id)) {
+        if !layer.fresh {
             return Ok(());
         }
         self.make_whole(layer.id)?;
-        self.note_whole(layer.id);
+        if layer.driver == self.driver.name() {
+            self.note_whole(layer.id);
+        }
         Ok(())
+    }
+
+    /// Whether this process has made the layer, with the driver in use, or has found it whole since it began.
+    pub(crate) fn is_known_whole(&self, layer: LayerId) -> bool {
+        self.whole.lock().is_ok_and(|whole| whole.contains(&layer))
     }
 
     /// As [`Store::make_whole`], for who holds the layer's lock, and where the driver makes layers at once.

@@ -5,7 +5,8 @@
 //!
 //! 1. The request's one durable transaction calls the layer `removing`, with the keeper as its owner. It is answered; the key is free.
 //! 2. The keeper lets some gather, renames their folders into the trash, deletes there what is small, and forgets them all in one transaction.
-//! 3. It begins the catalog's log anew when that has become long.
+//! 3. It writes the `layer.json` of snapshots that were made, and are still there after that while.
+//! 4. It begins the catalog's log anew when that has become long.
 //!
 //! A server also remembers the file system's descriptor from when a snapshot was made that a front end unpacks into: the kernel tells a descriptor of every error since
 //! it was opened, and one from before the first write misses none, whoever else has heard of it ([`Store::expect_commit`]).
@@ -14,10 +15,13 @@
 //! |---|---|---|
 //! | after 1 | layers `removing` of an owner that is dead | the next open, as every interrupted removal |
 //! | in 2 | the same, some of them in the trash already | the same; the trash by the worker |
+//! | before 3 | fresh layers without that file | the next use in another process, and `check` ([`crate::fresh`]) |
 //!
 //! It owns nothing on disk but its owner's lock, and takes no lock while it waits.
 
 use crate::catalog::layers::Layer;
+use crate::faults::point;
+use crate::layerfiles::LayerFile;
 use crate::locks::{Owner, OwnerId};
 use crate::{Code, Error, Result, Store};
 use std::collections::BTreeMap;
@@ -55,10 +59,18 @@ type Unpacked = BTreeMap<LayerId, (Instant, OwnedFd)>;
 #[derive(Debug, Default)]
 struct State {
     removed: Vec<Layer>,
+    /// Made just now, without their `layer.json`.
+    made: Vec<LayerId>,
     /// Somebody waits until all is done.
     hurry: bool,
     at_work: bool,
     ended: bool,
+}
+
+impl State {
+    fn is_empty(&self) -> bool {
+        self.removed.is_empty() && self.made.is_empty()
+    }
 }
 
 impl Desk {
@@ -75,25 +87,35 @@ impl Desk {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next that is to be removed; `None` when the keeper is to end.
-    fn next(&self, untidy: impl Fn() -> bool) -> Option<Vec<Layer>> {
+    /// Leaves something to the keeper. It is woken by the first only: until it takes that, it gathers.
+    fn leave(&self, mut state: MutexGuard<'_, State>, put: impl FnOnce(&mut State)) {
+        let first = state.is_empty();
+        put(&mut state);
+        drop(state);
+        if first {
+            self.changed.notify_all();
+        }
+    }
+
+    /// What was removed and what was made since the last time; `None` when the keeper is to end.
+    fn next(&self, untidy: impl Fn() -> bool) -> Option<(Vec<Layer>, Vec<LayerId>)> {
         let mut state = self.state();
         state.at_work = false;
         self.changed.notify_all();
-        while state.removed.is_empty() && !untidy() {
+        while state.is_empty() && !untidy() {
             if state.ended {
                 return None;
             }
             state.hurry = false;
             state = self.wait(state);
         }
-        if !state.removed.is_empty() && !state.hurry && !state.ended {
+        if !state.is_empty() && !state.hurry && !state.ended {
             let gathered =
                 self.changed.wait_timeout_while(state, GATHER, |state| !state.hurry && !state.ended);
             state = gathered.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.at_work = true;
-        Some(std::mem::take(&mut state.removed))
+        Some((std::mem::take(&mut state.removed), std::mem::take(&mut state.made)))
     }
 }
 
@@ -151,11 +173,9 @@ impl Remover<'_> {
     /// Takes off the disk what the catalog, durably, calls `removing`: behind the request, or now.
     pub(crate) fn finish(self, store: &Store, removed: Vec<Layer>) -> Result<()> {
         if let Self::Keeper(desk) = &self {
-            let mut state = desk.state();
+            let state = desk.state();
             if !state.ended {
-                state.removed.extend(removed);
-                drop(state);
-                desk.changed.notify_all();
+                desk.leave(state, |state| state.removed.extend(removed));
                 return Ok(());
             }
         }
@@ -172,6 +192,18 @@ impl Store {
             Some(desk) => Ok(Remover::Keeper(desk)),
             None => self.announce().map(Remover::Request),
         }
+    }
+
+    /// Leaves the `layer.json` of a fresh layer to the keeper.
+    pub(crate) fn provide_file_later(&self, layer: LayerId) -> Result<()> {
+        if let Some(desk) = self.desk.get() {
+            let state = desk.state();
+            if !state.ended {
+                desk.leave(state, |state| state.made.push(layer));
+                return Ok(());
+            }
+        }
+        self.follow_layer(layer, LayerFile::provide)
     }
 
     /// The layer is written to from now on, and committed soon.
@@ -194,11 +226,16 @@ impl Store {
         let Some(desk) = self.desk.get() else { return };
         // What could not be removed, to be tried again with the next.
         let mut left: Vec<Layer> = Vec::new();
-        while let Some(mut batch) = desk.next(|| self.catalog.is_untidy()) {
+        while let Some((mut batch, mut made)) = desk.next(|| self.catalog.is_untidy()) {
+            made.retain(|id| !batch.iter().any(|layer| layer.id == *id));
             batch.append(&mut left);
             if !batch.is_empty() {
                 left = self.finish_batch(batch);
                 self.empty_trash_of_many();
+            }
+            for id in made {
+                // Who uses the layer next, or checks, makes good for what fails here.
+                let _ = point("store.keeper.file").map(|()| self.follow_layer(id, LayerFile::provide));
             }
             if self.catalog.is_untidy() {
                 // A writer does it when the keeper fails at it for long.
@@ -228,7 +265,7 @@ impl Store {
     pub(crate) fn wait_for_keeper(&self) {
         let Some(desk) = self.desk.get() else { return };
         let mut state = desk.state();
-        while !state.removed.is_empty() || state.at_work {
+        while !state.is_empty() || state.at_work {
             state.hurry = true;
             desk.changed.notify_all();
             state = desk.wait(state);

@@ -8,18 +8,19 @@
 //! images/<driver>/<hex>.json        an image's names, layers and manifest
 //! ```
 //!
-//! The catalog is the truth; these follow it. They are on the disk before the row is, so that a store after a power cut is whole.
+//! The catalog is the truth; these follow it. They are on the disk before the row is, so that a store after a power cut is whole; those of layers that were made without a sync are made
+//! good for ([`crate::fresh`]).
 //! An image's file is written inside the transaction that changes its rows: a kill in between leaves a file that is a
 //! moment ahead, and the next change, or `check`, writes it anew.
 
-use crate::catalog::layers::{Layer, Role};
+use crate::catalog::layers::{Layer, Role, State};
 use crate::catalog::{containers, images, layers, snapshots};
 use crate::{BlobFacts, Code, Error, Result, SnapshotKind, Store, files};
 use jiff::Timestamp;
 use rusqlite::Transaction;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use vellum_archive::target::Usage;
 use vellum_types::{ChainId, ContainerId, ContainerName, DiffId, Digest, ImageId, ImageName, LayerId};
 
@@ -160,6 +161,11 @@ impl LayerFile {
         files::replace(folder, Self::NAME, &json(self)?)
     }
 
+    /// Writes the file if there is none; on the disk with the caller's next barrier.
+    pub(crate) fn provide(&self, folder: &Path) -> Result<()> {
+        files::provide(folder, Self::NAME, &json(self)?)
+    }
+
     /// Writes the file of a layer that nobody knows of yet, into a folder that was made just now.
     pub(crate) fn write_first(&self, folder: &Path) -> Result<()> {
         let path = folder.join(Self::NAME);
@@ -234,13 +240,41 @@ impl Store {
         files::publish(&folder, &ImageFile::name(id), &json(&ImageFile::of(tx, driver, id)?)?)
     }
 
-    /// Makes the folder beside a new layer. After a power cut ids may be handed out again, so what is there belongs to nobody.
-    pub(crate) fn make_layer_folder(&self, driver: &str, id: LayerId) -> Result<std::path::PathBuf> {
+    /// Makes the folder beside a new layer.
+    pub(crate) fn make_layer_folder(&self, driver: &str, id: LayerId) -> Result<PathBuf> {
+        let folder = self.no_layer_folder(driver, id)?;
+        crate::layout::make_folder(&folder)?;
+        Ok(folder)
+    }
+
+    /// Where the folder beside a new layer will be. After a power cut ids may be handed out again, so what is there belongs to nobody.
+    pub(crate) fn no_layer_folder(&self, driver: &str, id: LayerId) -> Result<PathBuf> {
         let folder = self.layout.layer(driver, id);
         if std::fs::symlink_metadata(&folder).is_ok() {
             files::remove_any(&folder)?;
         }
-        crate::layout::make_folder(&folder)?;
         Ok(folder)
+    }
+
+    /// Makes `layer.json` follow the row, by `put`, and its folder if there is none.
+    pub(crate) fn follow_layer(
+        &self,
+        id: LayerId,
+        put: impl FnOnce(&LayerFile, &Path) -> Result<()>,
+    ) -> Result<()> {
+        let ready = |layer: &Layer| layer.state == State::Ready;
+        let found = self.catalog.read(|tx| match layers::get(tx, id)?.filter(ready) {
+            None => Ok(None),
+            Some(layer) => Ok(Some((LayerFile::of(tx, &layer)?, layer.driver))),
+        })?;
+        let Some((file, driver)) = found else { return Ok(()) };
+        let folder = self.layout.layer(&driver, id);
+        crate::layout::make_folder(&folder)?;
+        let result = put(&file, &folder);
+        // Who removed it meanwhile has gone by this folder already.
+        if !self.catalog.read(|tx| layers::get(tx, id))?.as_ref().is_some_and(ready) {
+            return files::remove_any(&folder);
+        }
+        result
     }
 }

@@ -4,12 +4,12 @@
 //! written and becomes *committed* under a name, or is removed; a *view* only looks; only committed ones are parents;
 //! one that others lie on is not removed. All of them are roots of the garbage collection.
 
-use crate::catalog::layers::Role;
+use crate::catalog::layers::{Layer, Role};
 use crate::catalog::{Durability, layers, snapshots};
 use crate::containers::layer_file;
 use crate::faults::point;
 use crate::layerfiles::{LayerFile, SnapshotFile};
-use crate::locks::{Hold, LayerLock};
+use crate::locks::{Hold, LayerLock, OwnerId};
 use crate::{Code, Error, Result, Store};
 use jiff::Timestamp;
 use rusqlite::Transaction;
@@ -28,6 +28,14 @@ pub struct Mapping {
     pub owners: Owners,
     /// Whom the namespace's root is on the host: user and group.
     pub root: (u32, u32),
+}
+
+/// What came of an attempt to remove a snapshot.
+enum Removal {
+    /// Something is mounted for this layer, which is to be undone first.
+    Held(LayerId),
+    /// Its rows are gone. `given_up` is a layer of an image that it was, and that stays.
+    Done { removed: Vec<Layer>, given_up: Option<LayerId> },
 }
 
 /// What a snapshot is, in containerd's words.
@@ -364,12 +372,36 @@ impl Snapshots<'_> {
     pub fn remove(&self, key: &str) -> Result<()> {
         let store = self.store;
         crate::reserve::release_if_full(&store.layout);
-        self.let_go(key)?;
         let remover = store.remover()?;
         let owner = remover.id();
+        // What was handed out is let go of first; another request may hand it out again at the same moment, which cannot go on for ever.
+        for _ in 0..100 {
+            match self.remove_unheld(key, owner)? {
+                Removal::Held(layer) => self.release(layer)?,
+                Removal::Done { removed, given_up } => {
+                    removed.iter().for_each(|layer| drop(store.no_more_expected(layer.id)));
+                    if let Some(layer) = given_up {
+                        self.write_file(layer)?;
+                    }
+                    store.tidy_later();
+                    return remover.finish(store, removed);
+                }
+            }
+        }
+        Err(Error::new(Code::InUse, format!("remove the snapshot '{key}'"), "it is mounted all the time"))
+    }
+
+    /// Takes the rows of a snapshot away, unless something is mounted for it.
+    fn remove_unheld(&self, key: &str, owner: OwnerId) -> Result<Removal> {
+        let store = self.store;
         let mut given_up = None;
+        let mut held = None;
         let removed = store.catalog.write(Durability::Full, |tx| {
             let row = self.without_children(tx, key)?;
+            if row.kind != SnapshotKind::Committed && self.is_held(row.layer)? {
+                held = Some(row.layer);
+                return Err(Error::new(Code::InUse, format!("remove the snapshot '{key}'"), "it is mounted"));
+            }
             snapshots::remove(tx, &self.namespace, key)?;
             let Some(layer) = layers::get(tx, row.layer)? else { return Ok(Vec::new()) };
             if layer.role == Role::Image {
@@ -384,14 +416,13 @@ impl Snapshots<'_> {
             let mut lives = store.others_live(owner);
             removed.extend(layers::release_chain(tx, parent, owner, &mut lives)?);
             Ok(removed)
-        })?;
-        point("store.unprepare.recorded")?;
-        removed.iter().for_each(|layer| drop(store.no_more_expected(layer.id)));
-        if let Some(layer) = given_up {
-            self.write_file(layer)?;
+        });
+        if let Some(layer) = held {
+            return Ok(Removal::Held(layer));
         }
-        store.tidy_later();
-        remover.finish(store, removed)
+        let removed = removed?;
+        point("store.unprepare.recorded")?;
+        Ok(Removal::Done { removed, given_up })
     }
 
     fn without_children(&self, tx: &Transaction<'_>, key: &str) -> Result<SnapshotRow> {
@@ -406,14 +437,14 @@ impl Snapshots<'_> {
         }
     }
 
-    /// Undoes what [`Snapshots::hand_out`] mounted for a snapshot that is to be removed.
-    fn let_go(&self, key: &str) -> Result<()> {
-        let row = self.store.catalog.read(|tx| self.without_children(tx, key))?;
-        if row.kind != SnapshotKind::Committed { self.release(row.layer) } else { Ok(()) }
+    /// Whether [`Snapshots::hand_out`] mounted something for a layer.
+    fn is_held(&self, layer: LayerId) -> Result<bool> {
+        Ok(self.store.mounter.mounted(layer).map_err(Error::from)?.is_some())
     }
 
+    /// Undoes what [`Snapshots::hand_out`] mounted.
     fn release(&self, layer: LayerId) -> Result<()> {
-        if self.store.mounter.mounted(layer).map_err(Error::from)?.is_some() {
+        if self.is_held(layer)? {
             let _ = self.store.mounter.release_all(layer, true).map_err(Error::from)?;
         }
         Ok(())
@@ -486,6 +517,9 @@ impl Snapshots<'_> {
 
     /// The driver of a snapshot's layer, which is whole by then.
     fn whole(&self, row: &SnapshotRow) -> Result<Arc<dyn Driver>> {
+        if self.store.is_known_whole(row.layer) {
+            return Ok(Arc::clone(&self.store.driver));
+        }
         let layer = self.store.catalog.read(|tx| layers::get(tx, row.layer))?;
         let layer = layer.ok_or_else(|| Error::not_found("layer", row.layer))?;
         self.store.make_whole_once(&layer)?;
@@ -494,13 +528,6 @@ impl Snapshots<'_> {
 
     /// Makes `layer.json` follow the row.
     pub(crate) fn write_file(&self, layer: LayerId) -> Result<()> {
-        let found = self.store.catalog.read(|tx| match layers::get(tx, layer)? {
-            None => Ok(None),
-            Some(row) => Ok(Some((LayerFile::of(tx, &row)?, row.driver))),
-        })?;
-        match found {
-            Some((file, driver)) => file.write(&self.store.layout.layer(&driver, layer)),
-            None => Ok(()),
-        }
+        self.store.follow_layer(layer, LayerFile::write)
     }
 }

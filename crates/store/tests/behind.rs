@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use vellum_driver::MountOptions;
 use vellum_store::*;
 
 const CHILD: &str = "VELLUM_TEST_BEHIND";
@@ -159,6 +160,70 @@ fn root_what_a_killed_keeper_left_is_done_by_the_next_open() {
         assert!(left.iter().all(|item| item.kind == "lock"), "{fault}: {left:#?}");
         assert_clean(&store);
     }
+}
+
+/// The record beside a layer, if it is there.
+fn record(place: &Place, layer: vellum_types::LayerId) -> Option<String> {
+    std::fs::read_to_string(place.data().join(format!("layers/overlay/{layer}/layer.json"))).ok()
+}
+
+#[test]
+fn root_the_record_of_a_snapshot_is_written_behind_its_request() {
+    let test = "root_the_record_of_a_snapshot_is_written_behind_its_request";
+    let Some(place) = Place::new(test, "overlay") else { return };
+    let store = Arc::new(place.open());
+    let keeper = Keeper::start(Arc::clone(&store)).unwrap();
+    let snapshots = store.snapshots("test");
+    let none = Labels::new();
+    let kept = snapshots.prepare("kept", None, &none).unwrap();
+    let changed = snapshots.prepare("changed", None, &none).unwrap();
+    let label = Labels::from([("colour".to_owned(), "green".to_owned())]);
+    snapshots.update("changed", &label).unwrap();
+    let committed = snapshots.prepare("committing", None, &none).unwrap();
+    snapshots.commit("committed", "committing", None, &none).unwrap();
+    let gone = snapshots.prepare("gone", None, &none).unwrap();
+    snapshots.remove("gone").unwrap();
+    snapshots.cleanup().unwrap();
+    assert!(record(&place, kept.layer).unwrap().contains("\"kept\""));
+    // What a later request wrote is not written over.
+    assert!(record(&place, changed.layer).unwrap().contains("green"));
+    assert!(record(&place, committed.layer).unwrap().contains("\"committed\""));
+    assert!(!names(&place, "layers/overlay").contains(&gone.layer.to_string()));
+    drop(keeper);
+    // There is nobody to leave it to now.
+    let late = snapshots.prepare("late", None, &none).unwrap();
+    assert!(record(&place, late.layer).is_some());
+    assert_clean(&store);
+    assert_nothing_to_collect(&store);
+}
+
+#[test]
+fn child_that_dies_before_its_keeper_wrote_a_record() {
+    let Some(store) = store_of_child() else { return };
+    let store = Arc::new(store);
+    let _keeper = Keeper::start(Arc::clone(&store)).unwrap();
+    store.snapshots("test").prepare("orphan", None, &Labels::new()).unwrap();
+    store.snapshots("test").cleanup().unwrap();
+}
+
+#[test]
+fn root_a_record_that_a_killed_keeper_did_not_write_is_made_good_for() {
+    let test = "root_a_record_that_a_killed_keeper_did_not_write_is_made_good_for";
+    let Some(place) = Place::new(test, "overlay") else { return };
+    drop(place.open());
+    let status = run("child_that_dies_before_its_keeper_wrote_a_record", &place, "store.keeper.file");
+    assert_eq!(status.signal(), Some(9));
+    let store = place.open();
+    let snapshots = store.snapshots("test");
+    let row = snapshots.stat("orphan").unwrap();
+    assert_eq!(record(&place, row.layer), None);
+    snapshots.mounts("orphan", &MountOptions::default()).unwrap();
+    assert!(record(&place, row.layer).unwrap().contains("\"orphan\""));
+    assert_clean(&store);
+    snapshots.remove("orphan").unwrap();
+    // The keeper's lock, of which no row told.
+    let left = store.gc(false).unwrap().items;
+    assert!(left.iter().all(|item| item.kind == "lock"), "{left:#?}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use vellum_driver::MountOptions;
 use vellum_store::*;
 
@@ -23,7 +24,7 @@ const LOG: &str = "done";
 struct Child {
     dir: PathBuf,
     driver: String,
-    store: Store,
+    store: Arc<Store>,
 }
 
 impl Child {
@@ -34,10 +35,11 @@ impl Child {
 
     fn run(dir: &Path, driver: &str) {
         let store = Store::open(&options(dir, driver)).unwrap();
-        let child = Self { dir: dir.to_owned(), driver: driver.to_owned(), store };
+        let child = Self { dir: dir.to_owned(), driver: driver.to_owned(), store: Arc::new(store) };
         child.images();
         child.containers();
         child.front_end();
+        child.server();
         child.upkeep();
         drop(child.store);
         Store::rebuild(&options(dir, driver)).unwrap();
@@ -103,6 +105,13 @@ impl Child {
         snapshots.update("held", &Labels::from([("a".to_owned(), "b".to_owned())])).unwrap();
         snapshots.remove(&chain).unwrap();
         self.note("unadopt");
+    }
+
+    fn server(&self) {
+        let keeper = Keeper::start(Arc::clone(&self.store)).unwrap();
+        let snapshots = self.store.snapshots("test");
+        snapshots.prepare("served", None, &Labels::new()).unwrap();
+        drop(keeper);
     }
 
     fn graph(&self) {
@@ -289,7 +298,7 @@ fn assert_no_leak(store: &Store, place: &Place, at: &str) {
 fn on_the_way_of(driver: &str, fault: &str) -> bool {
     let instant = driver != "vfs";
     match fault.split('.').nth(1) {
-        Some("fresh") => instant,
+        Some("fresh" | "keeper") => instant,
         Some("create" | "prepare" | "later") => !instant,
         // Those of pools have tests of their own.
         Some("pool") => false,

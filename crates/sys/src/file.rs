@@ -100,10 +100,13 @@ pub fn create(dir: impl AsFd, name: impl AsRef<OsStr>, mode: u32) -> io::Result<
 /// The file system's; `name` is something else than a folder (a link too).
 pub fn ensure_folder(dir: impl AsFd, name: impl AsRef<OsStr>, mode: u32) -> io::Result<OwnedFd> {
     let dir = dir.as_fd();
-    match rustix::fs::mkdirat(dir, name.as_ref(), Mode::from_raw_mode(0o700)) {
+    match rustix::fs::mkdirat(dir, name.as_ref(), Mode::from_raw_mode(mode | 0o700)) {
         Ok(()) => {
             let folder = open_folder(dir, name)?;
-            rustix::fs::fchmod(&folder, Mode::from_raw_mode(mode))?;
+            // The umask takes bits away, a folder above may give its group's.
+            if rustix::fs::fstat(&folder)?.st_mode & 0o7777 != mode {
+                rustix::fs::fchmod(&folder, Mode::from_raw_mode(mode))?;
+            }
             Ok(folder)
         }
         Err(rustix::io::Errno::EXIST) => open_folder(dir, name),
