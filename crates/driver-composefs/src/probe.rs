@@ -1,18 +1,31 @@
 //! What this kernel can do with images, found out by doing it.
+//!
+//! | Linux | images | the overlay over them | objects are found |
+//! |---|---|---|---|
+//! | 6.16 | from the file | takes a mount without a place | with and without `metacopy`, verified or not |
+//! | 6.15 | from the file | takes a mount without a place | with `metacopy`, perhaps without |
+//! | 6.12 (Debian 13) | from the file | takes mounts that have a place | with `metacopy` |
+//! | 6.7 | through a loop device | the same | the same |
+//! | 6.5 | through a loop device | the same, all options in one page ([`OnePage`]) | the same, and not verified before 6.6 |
+//! | before | | has no data-only layers | |
+//!
+//! The numbers are for people; each kernel is asked. It is asked with a mount that has no place first, and the place that older ones want is one of the scratch folder's
+//! ([`Scratch`]): the overlay has its own hold on the image, so the place is undone at once, and after a kill by the next probe. Who mounts later needs to know only
+//! [`Mounts`]: the mounter gives images a place anyway, and its views find out by themselves.
 
 use crate::digest::{Digest, Hasher};
 use crate::seal::Seal;
 use crate::tree::{self, Content, Dir, Entry, Leaf, Raw, What};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::MountAttrFlags;
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
+use vellum_overlayfs::{Placed, Scratch};
 use vellum_sys::loopdev::LoopDevice;
-use vellum_sys::mount::{DetachedMount, FsContext, MountError};
+use vellum_sys::mount::{DetachedMount, FsContext, MountError, OnePage};
 
 /// Where the result is kept.
 const FILE: &str = ".images";
@@ -40,7 +53,7 @@ impl Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mounts {
     pub(crate) source: Source,
-    /// Overlayfs takes objects without `metacopy`, too (Linux 6.15).
+    /// Overlayfs finds objects without `metacopy`, too (Linux 6.16), so that all changed files are whole in an upper: others than Vellum's mounter may mount it, and read it.
     pub(crate) without_metacopy: bool,
 }
 
@@ -88,17 +101,18 @@ fn write(home: BorrowedFd<'_>, key: &str, mounts: Mounts) -> io::Result<()> {
     Ok(rustix::fs::renameat(home, &fresh, home, FILE)?)
 }
 
-/// A folder for one probe, removed at its end.
-struct Scratch<'a> {
-    home: BorrowedFd<'a>,
-    name: String,
+/// How the overlay is made, newest kernels first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Over an image that has no place.
+    Detached,
+    /// Over an image at a place.
+    Placed,
+    /// The same, with all options in one page.
+    OnePage,
 }
 
-impl Drop for Scratch<'_> {
-    fn drop(&mut self) {
-        let _ = vellum_archive::tree::remove(self.home, OsStr::new(&self.name));
-    }
-}
+const WAYS: [Way; 3] = [Way::Detached, Way::Placed, Way::OnePage];
 
 const TEXT: &[u8] = b"what lies in an object is seen through the image, and not what lies beside it\n";
 
@@ -106,12 +120,19 @@ const UNSEALED: &[u8] = b"what lies in an object that is not sealed is not seen 
 
 /// Makes a small image and objects, lays them over each other, and reads through both.
 pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path, seal: Seal) -> io::Result<Result<Mounts, String>> {
-    let scratch = Scratch { home, name: format!(".probe-{}", vellum_sys::random::hex::<8>()?) };
-    let dir = vellum_sys::file::ensure_folder(home, &scratch.name, 0o700)?;
-    let path = path.join(&scratch.name);
+    probe_in(home, path, seal, &WAYS)
+}
+
+fn probe_in(
+    home: BorrowedFd<'_>,
+    path: &Path,
+    seal: Seal,
+    ways: &[Way],
+) -> io::Result<Result<Mounts, String>> {
+    let scratch = Scratch::new(home, path)?;
     let mut root = Dir::implied();
     for (name, text) in [("file", TEXT), ("unsealed", UNSEALED)] {
-        let (digest, file) = object(dir.as_fd(), text)?;
+        let (digest, file) = object(scratch.as_fd(), text)?;
         if seal == Seal::Yes
             && name == "file"
             && let Err(error) = vellum_sys::verity::seal(file)
@@ -122,23 +143,20 @@ pub(crate) fn probe(home: BorrowedFd<'_>, path: &Path, seal: Seal) -> io::Result
         let leaf = Leaf { attr: tree::Attr { mode: 0o644, ..tree::Attr::default() }, what };
         root.entries.insert(name.as_bytes().into(), Entry::Leaf(Arc::new(leaf)));
     }
-    let mut image = vellum_sys::file::create(&dir, "image", 0o600)?;
+    let mut image = vellum_sys::file::create(&scratch, "image", 0o600)?;
     tree::build(&Arc::new(root), Raw::No, &mut image)?;
     let mut refused = String::new();
     for source in [Source::File, Source::Loop] {
-        match try_one(&path, source, "on", seal) {
-            Ok(mount) => {
-                let without_metacopy = try_one(&path, source, "off", seal).is_ok();
-                return Ok(match reads(&mount, "file", TEXT) {
-                    Ok(true) if seal == Seal::Yes && reads(&mount, "unsealed", UNSEALED).is_ok() => {
-                        Err("overlayfs opens an object that is not sealed, in spite of verity=require".into())
-                    }
-                    Ok(true) => Ok(Mounts { source, without_metacopy }),
-                    Ok(false) => Err("an overlay over an image does not show what the objects hold".into()),
-                    Err(error) => Err(format!("an overlay over an image mounts and cannot be read: {error}")),
-                });
+        for way in ways {
+            let trial = Trial { scratch: &scratch, source, way: *way, seal };
+            match trial.mount("on") {
+                Ok(mount) => return Ok(trial.judge(&mount)),
+                Err(Refused::Image(reason)) => {
+                    refused = reason;
+                    break;
+                }
+                Err(Refused::Overlay(reason)) => refused = reason,
             }
-            Err(error) => refused = error,
         }
     }
     Ok(Err(refused))
@@ -155,48 +173,121 @@ fn object(dir: BorrowedFd<'_>, text: &[u8]) -> io::Result<(Digest, File)> {
     Ok((digest, file))
 }
 
-fn try_one(path: &Path, source: Source, metacopy: &str, seal: Seal) -> Result<DetachedMount, String> {
-    let kernel = |error: MountError| format!("{error}: {}", error.source);
-    let image = path.join("image");
-    let context = FsContext::open("erofs").map_err(kernel)?;
-    let device = match source {
-        Source::File => {
-            context.path("source", &image).map_err(kernel)?;
-            None
+/// One combination that is tried.
+struct Trial<'a> {
+    scratch: &'a Scratch<'a>,
+    source: Source,
+    way: Way,
+    seal: Seal,
+}
+
+/// What the kernel does not take.
+enum Refused {
+    /// The image, however it would be laid below an overlay.
+    Image(String),
+    /// The overlay over it.
+    Overlay(String),
+}
+
+impl Trial<'_> {
+    /// What is there once the overlay is mounted.
+    fn judge(&self, mount: &DetachedMount) -> Result<Mounts, String> {
+        match reads(mount, "file", TEXT) {
+            Ok(true) if self.seal == Seal::Yes && reads(mount, "unsealed", UNSEALED).is_ok() => {
+                Err("overlayfs opens an object that is not sealed, in spite of verity=require".into())
+            }
+            Ok(true) => {
+                let without = self.mount("off");
+                let without_metacopy =
+                    without.is_ok_and(|mount| reads(&mount, "file", TEXT).is_ok_and(|same| same));
+                Ok(Mounts { source: self.source, without_metacopy })
+            }
+            Ok(false) => Err("an overlay over an image does not show what the objects hold".into()),
+            Err(error) => Err(format!("an overlay over an image mounts and cannot be read: {error}")),
         }
-        Source::Loop => {
-            let device =
-                LoopDevice::attach(&image, true).map_err(|error| format!("attach a loop device: {error}"))?;
-            context.path("source", device.path()).map_err(kernel)?;
-            Some(device)
-        }
-    };
-    context.flag("ro").map_err(kernel)?;
-    let meta = context
-        .mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
-        .map_err(|error| format!("the kernel mounts no EROFS image {}: {}", source.text(), kernel(error)))?;
-    drop(device);
-    let context = FsContext::open("overlay").map_err(kernel)?;
-    let stack = || {
-        context.fd("lowerdir+", meta.as_fd())?;
-        context.path("datadir+", &path.join("objects"))?;
-        context.string("redirect_dir", "on")?;
-        context.string("metacopy", metacopy)
-    };
-    stack().map_err(|error| {
-        format!(
-            "overlayfs takes no data-only lower layers over a mount without a place (Linux 6.15): {}",
-            kernel(error)
-        )
-    })?;
-    if let Some((name, value)) = seal.option() {
-        context
-            .string(name, value)
-            .map_err(|error| format!("overlayfs does not verify objects (Linux 6.6): {}", kernel(error)))?;
     }
-    context
-        .mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
-        .map_err(|error| format!("the kernel refuses an overlay over an EROFS image: {}", kernel(error)))
+
+    fn mount(&self, metacopy: &str) -> Result<DetachedMount, Refused> {
+        let image = self.image().map_err(|error| {
+            let how = self.source.text();
+            Refused::Image(format!("the kernel mounts no EROFS image {how}: {}", words(error)))
+        })?;
+        let overlay = match self.way {
+            Way::Detached => self.one_by_one(metacopy, |context| context.fd("lowerdir+", image.as_fd())),
+            Way::Placed => self.placed(image).and_then(|image| {
+                self.one_by_one(metacopy, |context| context.path("lowerdir+", image.path()))
+            }),
+            Way::OnePage => self.placed(image).and_then(|image| self.one_page(metacopy, image.path())),
+        };
+        overlay.map_err(|error| {
+            Refused::Overlay(format!("the kernel refuses an overlay over an EROFS image: {}", words(error)))
+        })
+    }
+
+    fn image(&self) -> Result<DetachedMount, MountError> {
+        let image = self.scratch.path().join("image");
+        let context = FsContext::open("erofs")?;
+        let _device = match self.source {
+            Source::File => {
+                context.path("source", &image)?;
+                None
+            }
+            Source::Loop => {
+                let device = LoopDevice::attach(&image, true)
+                    .map_err(|error| MountError::new("attach a loop device", error))?;
+                context.path("source", device.path())?;
+                Some(device)
+            }
+        };
+        context.flag("ro")?;
+        context.mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
+    }
+
+    fn placed(&self, image: DetachedMount) -> Result<Placed, MountError> {
+        let place = self.place()?;
+        place.attach(image)?;
+        Ok(place)
+    }
+
+    fn place(&self) -> Result<Placed, MountError> {
+        self.scratch.place().map_err(|error| MountError::new("make a place for a mount", error))
+    }
+
+    fn objects(&self) -> std::path::PathBuf {
+        self.scratch.path().join("objects")
+    }
+
+    fn one_by_one(
+        &self,
+        metacopy: &str,
+        lower: impl FnOnce(&FsContext) -> Result<(), MountError>,
+    ) -> Result<DetachedMount, MountError> {
+        let context = FsContext::open("overlay")?;
+        lower(&context)?;
+        context.path("datadir+", &self.objects())?;
+        context.string("redirect_dir", "on")?;
+        context.string("metacopy", metacopy)?;
+        if let Some((name, value)) = self.seal.option() {
+            context.string(name, value)?;
+        }
+        context.mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
+    }
+
+    fn one_page(&self, metacopy: &str, image: &Path) -> Result<DetachedMount, MountError> {
+        let mut page = OnePage::new();
+        page.lower(image)?;
+        page.data(&self.objects())?;
+        page.string("redirect_dir", "on");
+        page.string("metacopy", metacopy);
+        if let Some((name, value)) = self.seal.option() {
+            page.string(name, value);
+        }
+        page.mount(self.place()?.path(), true, MountAttrFlags::MOUNT_ATTR_RDONLY)
+    }
+}
+
+fn words(error: MountError) -> String {
+    format!("{error}: {}", error.source)
 }
 
 fn reads(mount: &DetachedMount, name: &str, text: &[u8]) -> io::Result<bool> {
@@ -206,4 +297,29 @@ fn reads(mount: &DetachedMount, name: &str, text: &[u8]) -> io::Result<bool> {
     File::from(file).read_to_end(&mut content)?;
     let stat = rustix::fs::statat(&root, name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(content == text && stat.st_mode & 0o7777 == 0o644)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+    use vellum_archive::tree as disk;
+
+    #[test]
+    #[expect(clippy::print_stdout, reason = "the test runner counts these lines")]
+    fn root_older_ways_can_what_the_newest_can_and_leave_nothing() {
+        if !rustix::process::geteuid().is_root() {
+            return println!("SKIP root_older_ways_can_what_the_newest_can_and_leave_nothing: needs root");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let home = disk::open_dir(rustix::fs::CWD, OsStr::new(dir.path())).unwrap();
+        let best = probe(home.as_fd(), dir.path(), Seal::No).unwrap().unwrap();
+        for way in [Way::Placed, Way::OnePage] {
+            let found = probe_in(home.as_fd(), dir.path(), Seal::No, &[way]).unwrap();
+            assert_eq!(found, Ok(best), "{way:?}");
+        }
+        assert!(disk::read_dir(home.as_fd()).unwrap().is_empty(), "a probe leaves nothing");
+        let root = dir.path().canonicalize().unwrap();
+        assert_eq!(vellum_sys::mountinfo::below(&root).unwrap(), []);
+    }
 }

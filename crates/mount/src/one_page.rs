@@ -9,6 +9,7 @@ use vellum_driver::{Mount, MountOption, PathRef};
 use vellum_sys::mount::{DetachedMount, OnePage, may_take_layers_one_by_one, takes_layers_one_by_one};
 
 const LOWER: &str = "lowerdir+";
+const DATA: &str = "datadir+";
 
 impl Mounter {
     /// Makes the mount, in the way that this kernel knows; `what` says for whom, in errors. `attributes` come on top of those of the
@@ -54,6 +55,9 @@ impl Mounter {
                 MountOption::Text(word, text) => page.string(word, text),
                 MountOption::Path(word, PathRef::Host(path)) if word == LOWER => {
                     page.lower(path).map_err(kernel())?;
+                }
+                MountOption::Path(word, PathRef::Host(path)) if word == DATA => {
+                    page.data(path).map_err(kernel())?;
                 }
                 MountOption::Path(word, PathRef::Host(path)) => page.path(word, path).map_err(kernel())?,
                 MountOption::Path(word, PathRef::Prepared(key)) if word == LOWER => match made.get(key) {

@@ -1,13 +1,14 @@
 //! What overlayfs can do here, found out by doing it.
 //!
-//! A probe makes a scratch folder, mounts overlays that never get a place, and works in them. It takes a few milliseconds, so its result
+//! A probe makes a scratch folder, mounts overlays that have no place, and works in them. It takes a few milliseconds, so its result
 //! is kept in the home for this boot, kernel and file system; a store's next command reads one small file.
 
+use crate::scratch::Scratch;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::mount::MountAttrFlags;
 use std::ffi::OsStr;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use vellum_archive::XattrForm;
 use vellum_archive::tree;
@@ -156,24 +157,23 @@ fn write(home: BorrowedFd<'_>, key: &str, features: &Features) -> io::Result<()>
     Ok(rustix::fs::renameat(home, &fresh, home, FILE)?)
 }
 
-/// A folder for one probe, removed at its end.
-struct Scratch<'a> {
-    home: BorrowedFd<'a>,
-    name: String,
-    path: PathBuf,
-    dir: OwnedFd,
+/// A folder for one probe, with the parts of an overlay.
+struct Parts<'a> {
+    scratch: Scratch<'a>,
     one_page: bool,
 }
 
-impl<'a> Scratch<'a> {
+impl<'a> Parts<'a> {
     fn new(home: BorrowedFd<'a>, path: &Path) -> io::Result<Self> {
-        let name = format!(".probe-{}", vellum_sys::random::hex::<8>()?);
-        let dir = vellum_sys::file::ensure_folder(home, &name, 0o700)?;
-        let scratch = Self { home, path: path.join(&name), name, dir, one_page: false };
-        for part in ["a", "b", "a/moved", "upper", "work", "place"] {
-            rustix::fs::mkdirat(&scratch.dir, part, Mode::RWXU)?;
+        let scratch = Scratch::new(home, path)?;
+        for part in ["a", "b", "a/moved", "upper", "work"] {
+            rustix::fs::mkdirat(&scratch, part, Mode::RWXU)?;
         }
-        Ok(scratch)
+        Ok(Self { scratch, one_page: false })
+    }
+
+    fn at(&self, part: &str) -> PathBuf {
+        self.scratch.path().join(part)
     }
 
     /// A mount of the two lowers with fresh upper and work folders and these options.
@@ -187,10 +187,10 @@ impl<'a> Scratch<'a> {
         }
         let context = FsContext::open("overlay")?;
         for lower in ["a", "b"] {
-            context.path("lowerdir+", &self.path.join(lower))?;
+            context.path("lowerdir+", &self.at(lower))?;
         }
-        context.path("upperdir", &self.path.join("upper"))?;
-        context.path("workdir", &self.path.join("work"))?;
+        context.path("upperdir", &self.at("upper"))?;
+        context.path("workdir", &self.at("work"))?;
         if form == XattrForm::User {
             context.flag("userxattr")?;
         }
@@ -207,23 +207,25 @@ impl<'a> Scratch<'a> {
     ) -> std::result::Result<DetachedMount, MountError> {
         let mut page = OnePage::new();
         for lower in ["a", "b"] {
-            page.lower(&self.path.join(lower))?;
+            page.lower(&self.at(lower))?;
         }
-        page.path("upperdir", &self.path.join("upper"))?;
-        page.path("workdir", &self.path.join("work"))?;
+        page.path("upperdir", &self.at("upper"))?;
+        page.path("workdir", &self.at("work"))?;
         if form == XattrForm::User {
             page.flag("userxattr");
         }
         for (name, value) in options {
             if value.is_empty() { page.flag(name) } else { page.string(name, value) }
         }
-        page.mount(&self.path.join("place"), false, MountAttrFlags::empty())
+        let place =
+            self.scratch.place().map_err(|error| MountError::new("make a place for an overlay", error))?;
+        page.mount(place.path(), false, MountAttrFlags::empty())
     }
 
     fn fresh(&self) -> io::Result<()> {
         for part in ["upper", "work"] {
-            tree::remove(self.dir.as_fd(), OsStr::new(part)).map_err(|error| error.source)?;
-            rustix::fs::mkdirat(&self.dir, part, Mode::RWXU)?;
+            tree::remove(self.scratch.as_fd(), OsStr::new(part)).map_err(|error| error.source)?;
+            rustix::fs::mkdirat(&self.scratch, part, Mode::RWXU)?;
         }
         Ok(())
     }
@@ -235,9 +237,9 @@ impl<'a> Scratch<'a> {
     }
 }
 
-impl Drop for Scratch<'_> {
-    fn drop(&mut self) {
-        let _ = tree::remove(self.home, OsStr::new(&self.name));
+impl AsFd for Parts<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.scratch.as_fd()
     }
 }
 
@@ -249,45 +251,45 @@ fn probe(home: BorrowedFd<'_>, path: &Path, form: XattrForm) -> io::Result<Featu
 /// The same; with `one_page` as on a kernel that takes layers in no other way.
 fn probe_as(home: BorrowedFd<'_>, path: &Path, form: XattrForm, one_page: bool) -> io::Result<Features> {
     let mut features = Features::default();
-    let mut scratch = Scratch::new(home, path)?;
+    let mut parts = Parts::new(home, path)?;
     // Where not even this can be asked, the mount is refused below, with the reason.
-    scratch.one_page = one_page || !takes_layers_one_by_one(&scratch.path.join("a")).unwrap_or(true);
-    features.one_page = scratch.one_page;
-    features.refused = refused(&scratch, form)?;
+    parts.one_page = one_page || !takes_layers_one_by_one(&parts.at("a")).unwrap_or(true);
+    features.one_page = parts.one_page;
+    features.refused = refused(&parts, form)?;
     if features.refused.is_some() {
         return Ok(features);
     }
     features.d_type = true;
-    features.reflink = fsinfo::probe_reflink(&scratch.dir)?.works();
+    features.reflink = fsinfo::probe_reflink(&parts)?.works();
     if form == XattrForm::Trusted {
-        features.redirect_dir = scratch.takes(form, &[("redirect_dir", "on"), ("index", "off")])?;
+        features.redirect_dir = parts.takes(form, &[("redirect_dir", "on"), ("index", "off")])?;
         features.metacopy =
-            scratch.takes(form, &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "off")])?;
-        features.index = scratch.takes(form, &[("index", "on")])?;
+            parts.takes(form, &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "off")])?;
+        features.index = parts.takes(form, &[("index", "on")])?;
     }
-    features.volatile = scratch.takes(form, &[("volatile", ""), ("index", "off")])?;
-    features.rename_directory = features.redirect_dir && renames(&scratch, form)?;
-    features.nested = nested(&scratch, form)?;
-    features.max_layers = if scratch.one_page { MOST_LOWERS_IN_ONE_PAGE } else { MOST_LOWERS };
+    features.volatile = parts.takes(form, &[("volatile", ""), ("index", "off")])?;
+    features.rename_directory = features.redirect_dir && renames(&parts, form)?;
+    features.nested = nested(&parts, form)?;
+    features.max_layers = if parts.one_page { MOST_LOWERS_IN_ONE_PAGE } else { MOST_LOWERS };
     Ok(features)
 }
 
 /// Why an overlay with an upper on this file system does not work, in the kernel's words where it has some.
-fn refused(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<Option<(String, Option<String>)>> {
-    let file_system = FileSystem::of(&scratch.dir)?.name;
+fn refused(parts: &Parts<'_>, form: XattrForm) -> io::Result<Option<(String, Option<String>)>> {
+    let file_system = FileSystem::of(parts)?.name;
     let no = |reason: String, hint: &str| Ok(Some((reason, (!hint.is_empty()).then(|| hint.to_owned()))));
-    if !fsinfo::probe_d_type(&scratch.dir)?.works() {
+    if !fsinfo::probe_d_type(parts)?.works() {
         return no(
             format!("{file_system} does not tell the type of directory entries (d_type)"),
             "xfs wants mkfs.xfs -n ftype=1, ext4 the feature filetype",
         );
     }
     let attribute = format!("{}probe", String::from_utf8_lossy(form.prefix()));
-    if let fsinfo::Probed::Refused(error) = fsinfo::probe_xattr(&scratch.dir, &attribute)? {
+    if let fsinfo::Probed::Refused(error) = fsinfo::probe_xattr(parts, &attribute)? {
         let reason = format!("{file_system} takes no attribute {attribute}: {}", io::Error::from(error));
         return no(reason, "use ext4, xfs, btrfs or a newer tmpfs, or the driver vfs");
     }
-    if let fsinfo::Probed::Refused(error) = fsinfo::probe_whiteout(&scratch.dir)? {
+    if let fsinfo::Probed::Refused(error) = fsinfo::probe_whiteout(parts)? {
         let reason = format!("a whiteout cannot be made on {file_system}: {}", io::Error::from(error));
         return no(
             reason,
@@ -295,7 +297,7 @@ fn refused(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<Option<(String,
         );
     }
     let options: &[_] = if form == XattrForm::Trusted { &[("index", "off")] } else { &[] };
-    let mount = match scratch.mount(form, options) {
+    let mount = match parts.mount(form, options) {
         Ok(mount) => mount,
         Err(error) => {
             let cause = format!("the kernel refuses an overlay on {file_system}: {error}: {}", error.source);
@@ -328,9 +330,9 @@ fn refused(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<Option<(String,
 }
 
 /// Whether a directory of a lower layer can be renamed.
-fn renames(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<bool> {
-    scratch.fresh()?;
-    let Ok(mount) = scratch.mount(form, &[("redirect_dir", "on"), ("index", "off")]) else {
+fn renames(parts: &Parts<'_>, form: XattrForm) -> io::Result<bool> {
+    parts.fresh()?;
+    let Ok(mount) = parts.mount(form, &[("redirect_dir", "on"), ("index", "off")]) else {
         return Ok(false);
     };
     let root = mount.open_root()?;
@@ -339,18 +341,18 @@ fn renames(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<bool> {
 
 /// Whether an overlay takes a file with an attribute for a whiteout, in lookups and in listings, and shows escaped attributes of
 /// overlays without the escape.
-fn nested(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<bool> {
-    scratch.fresh()?;
+fn nested(parts: &Parts<'_>, form: XattrForm) -> io::Result<bool> {
+    parts.fresh()?;
     let name = |mark: &str| [form.prefix(), mark.as_bytes()].concat();
     let set = |path: &str, attribute: &[u8], value: &[u8]| {
         let flags = rustix::fs::XattrFlags::empty();
-        rustix::fs::setxattr(scratch.path.join(path), attribute, value, flags)
+        rustix::fs::setxattr(parts.at(path), attribute, value, flags)
     };
     for folder in ["a/inner", "b/inner"] {
-        rustix::fs::mkdirat(&scratch.dir, folder, Mode::RWXU)?;
+        rustix::fs::mkdirat(parts, folder, Mode::RWXU)?;
     }
     for file in ["a/inner/gone", "b/inner/gone", "a/shown"] {
-        vellum_sys::file::create(&scratch.dir, file, 0o600)?;
+        vellum_sys::file::create(parts, file, 0o600)?;
     }
     let set_all = || {
         set("a/inner", &name("opaque"), b"x")?;
@@ -359,7 +361,7 @@ fn nested(scratch: &Scratch<'_>, form: XattrForm) -> io::Result<bool> {
         // What is kept is told apart by an attribute of Vellum's.
         set("a/shown", vellum_archive::nested::KEPT, b"")
     };
-    let (Ok(()), Ok(mount)) = (set_all(), scratch.mount(form, &[])) else { return Ok(false) };
+    let (Ok(()), Ok(mount)) = (set_all(), parts.mount(form, &[])) else { return Ok(false) };
     let root = mount.open_root()?;
     let inner = tree::open_dir(root.as_fd(), OsStr::new("inner"))?;
     let hidden = tree::read_dir(inner.as_fd())?.is_empty()

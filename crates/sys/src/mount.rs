@@ -38,7 +38,8 @@ pub struct MountError {
 }
 
 impl MountError {
-    fn new(operation: impl Into<String>, source: impl Into<io::Error>) -> Self {
+    /// One without words of the file system's.
+    pub fn new(operation: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self { operation: operation.into(), log: Vec::new(), source: source.into() }
     }
 

@@ -84,6 +84,17 @@ impl OnePage {
         self.add_lower(path_text(fd).as_bytes());
     }
 
+    /// One more data-only layer, below all those there are (Linux 6.5).
+    ///
+    /// # Errors
+    /// The folder it lies in cannot be opened.
+    pub fn data(&mut self, path: &Path) -> Result<()> {
+        let name = self.short(path)?;
+        self.lowers.push(b':');
+        self.add_lower(&name);
+        Ok(())
+    }
+
     fn add_lower(&mut self, name: &[u8]) {
         if !self.lowers.is_empty() {
             self.lowers.push(b':');
