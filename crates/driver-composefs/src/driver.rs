@@ -186,11 +186,11 @@ fn capabilities(features: &Features, mounts: Mounts) -> Capabilities {
         .with(Ability::ParallelUnpack, Support::Yes, "a layer's tree does not depend on its parent until it is joined")
         .with(
             Ability::ClassicMounts,
-            support(mounts.without_metacopy),
+            Support::Yes,
             if mounts.without_metacopy {
                 "an overlay over an image that is mounted before"
             } else {
-                "this kernel's overlayfs finds objects only with metacopy, which other engines cannot read (Linux 6.15)"
+                "a bind mount of an overlay that is mounted before: until Linux 6.16 overlayfs finds objects only with metacopy, and others would misread what that leaves in an upper"
             },
         )
         .with(Ability::MetadataOnlyCopyUp, Support::Yes, "metacopy, as probed")

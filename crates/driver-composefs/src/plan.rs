@@ -8,8 +8,8 @@ use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use vellum_driver::home::Record;
 use vellum_driver::{
-    Device, Error, ErrorKind, Kind, Mount, MountOption, MountOptions, MountPlan, MountSource, PathRef,
-    Result, Step, View, Views,
+    Device, Error, Kind, Mount, MountOption, MountOptions, MountPlan, MountSource, PathRef, Result, Step,
+    View, Views,
 };
 use vellum_types::LayerId;
 
@@ -17,12 +17,6 @@ impl Composefs {
     /// See [`Driver::mounts`](vellum_driver::Driver::mounts).
     pub(crate) fn plan(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan> {
         let record = self.home().must("mount", id)?;
-        if options.by_others && !self.parts.mounts.without_metacopy {
-            let reason = "this kernel's overlayfs finds objects only with metacopy, which leaves files without data where others look for them";
-            return Err(Error::new(ErrorKind::Unsupported, "mount for another engine", reason)
-                .layer(id)
-                .hint("use Linux 6.15 or newer, or the driver overlay"));
-        }
         let writable = record.kind == Kind::Active && !options.read_only;
         let path =
             |word: &str, part| MountOption::Path(word.into(), PathRef::Host(self.home().part(id, part)));
@@ -32,8 +26,12 @@ impl Composefs {
             list.push(path("lowerdir+", UPPER));
         }
         let imaged = self.imaged(id, &record)?;
-        match imaged.map(|layer| Ok::<_, Error>((layer, self.parts.image(layer)?))).transpose()? {
+        let image = imaged.map(|layer| Ok::<_, Error>((layer, self.parts.image(layer)?))).transpose()?;
+        // With metacopy an upper has files without data, which only overlayfs reads rightly: others must not see it.
+        let mut by_mounter = false;
+        match image {
             Some((layer, Some(image))) => {
+                by_mounter = options.by_others && !self.parts.mounts.without_metacopy;
                 self.lower(&format!("{NAME}-{layer}"), image, &mut prepare, &mut list)
             }
             _ => list.push(none()),
@@ -41,14 +39,14 @@ impl Composefs {
         if writable {
             list.extend([path("upperdir", UPPER), path("workdir", WORK)]);
         }
-        list.extend(self.mode_options(writable, options.by_others));
+        list.extend(self.mode_options(writable, options.by_others && !by_mounter));
         if options.volatile && writable {
             list.push(MountOption::Flag("volatile".into()));
         }
         if let Some(label) = &options.label {
             list.push(MountOption::Text("context".into(), label.clone()));
         }
-        Ok(overlay(prepare, list, !writable))
+        Ok(MountPlan { by_mounter, ..overlay(prepare, list, !writable) })
     }
 
     /// The layer whose image is the lower of a layer's mount.
@@ -109,5 +107,6 @@ impl Composefs {
 
 fn overlay(prepare: Vec<Step>, options: Vec<MountOption>, read_only: bool) -> MountPlan {
     let source = MountSource::Name("overlay".into());
-    MountPlan { prepare, root: Mount { fs_type: "overlay".into(), source, options, read_only } }
+    let root = Mount { fs_type: "overlay".into(), source, options, read_only };
+    MountPlan { prepare, ..MountPlan::of(root) }
 }

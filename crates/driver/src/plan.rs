@@ -26,6 +26,9 @@ pub struct MountPlan {
     pub prepare: Vec<Step>,
     /// The mount of the tree itself.
     pub root: Mount,
+    /// Nobody but the mounter may perform the mount of the tree, because who reads the folders that it is made of would misread them: others get a bind mount of what the mounter mounted.
+    #[serde(default)]
+    pub by_mounter: bool,
 }
 
 /// One reversible step of preparation, counted under its key.
@@ -145,7 +148,7 @@ pub struct ClassicMount {
 impl MountPlan {
     /// A plan of one mount.
     pub fn of(root: Mount) -> Self {
-        Self { prepare: Vec::new(), root }
+        Self { root, ..Self::default() }
     }
 
     /// A bind mount of a folder.
@@ -191,13 +194,13 @@ impl MountPlan {
         Some(plan)
     }
 
-    /// The root mount as classic strings, for somebody else to perform; `None` if the plan has steps that only the
+    /// The root mount as classic strings, for somebody else to perform; `None` if the plan is the mounter's alone or has steps that only the
     /// mounter can do, or a path that a classic string cannot hold.
     ///
     /// Several `lowerdir+` become one `lowerdir` joined by colons, each `datadir+` follows after two colons, with `:` and `,` and `\` in paths escaped as overlayfs
     /// and mount(2) want it. A read-only overlay comes without upper, a bind mount as `rbind` with `ro` or `rw`.
     pub fn classic(&self) -> Option<Vec<ClassicMount>> {
-        if !self.prepare.is_empty() {
+        if self.by_mounter || !self.prepare.is_empty() {
             return None;
         }
         let source = match &self.root.source {
@@ -316,6 +319,7 @@ mod tests {
         let data = MountOption::Path("datadir+".into(), PathRef::Host("/objects".into()));
         let flattened = overlay(vec![lower("/meta"), data]);
         assert_eq!(flattened.classic().unwrap()[0].options, ["lowerdir=/meta::/objects"]);
+        assert_eq!(MountPlan { by_mounter: true, ..flattened }.classic(), None);
         assert_eq!(MountPlan::bind("/x", true).classic().unwrap()[0].options, ["rbind", "ro"]);
     }
 }

@@ -15,16 +15,17 @@ use vellum_types::LayerId;
 
 impl Mounter {
     /// Does the steps of the plan and holds them until [`Mounter::release_all`]; gives the plan's own mount with the places of what was prepared. Asking
-    /// again finds them held. `None`, and nothing is done, if that mount is of a prepared device, which has no place for others.
+    /// again finds them held. `None`, and nothing is done, if others cannot perform that mount: it is of a prepared device, which has no place for them, or the plan is the mounter's alone.
+    /// Then they get a bind mount of what [`Mounter::acquire`] mounts.
     ///
     /// # Errors
     /// As [`Mounter::acquire`].
     pub fn hold(&self, id: LayerId, plan: &MountPlan) -> Result<Option<Mount>> {
-        if matches!(plan.root.source, MountSource::Prepared(_)) {
+        if plan.by_mounter || matches!(plan.root.source, MountSource::Prepared(_)) {
             return Ok(None);
         }
         if !self.is_there(id)? {
-            let token = MountPlan { prepare: plan.prepare.clone(), root: self.token()? };
+            let token = MountPlan { prepare: plan.prepare.clone(), ..MountPlan::of(self.token()?) };
             self.acquire(id, &token)?;
         }
         let mut root = plan.root.clone();

@@ -46,7 +46,7 @@
 //! 4. Remove the mountpoint, then the record.
 //!
 //! **Hold** does 4 for a mount that somebody else performs, and instead of 5 mounts an empty folder: a token with which the layer's record, its crash
-//! rules and its release are those of a mount ([`Mounter::hold`]).
+//! rules and its release are those of a mount ([`Mounter::hold`]). A plan that is the mounter's alone is acquired instead, and others get a bind mount of it.
 //!
 //! Before Linux 6.7 overlayfs does not take lower layers one by one. Then 5 mounts at a place of its own in `views`, by mount(2) and one page of
 //! options, and takes a clone of the mount from there; the rest is the same.
@@ -81,7 +81,8 @@
 //!
 //! # Views
 //!
-//! A view ([`vellum_driver::Views`]) is a read-only mount that never gets a place: it is gone with its descriptor.
+//! A view ([`vellum_driver::Views`]) is a read-only mount that never gets a place: it is gone with its descriptor. Nor do the shared mounts below it, where overlayfs lies over mounts
+//! without a place (Linux 6.15). Elsewhere each has one in `views` until the overlay is made, which has its own hold on it from then on.
 //! Viewing an overlay with an upper lays the upper on top as one more lower layer, so that a layer can be viewed while it is mounted.
 
 mod error;

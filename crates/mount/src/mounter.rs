@@ -65,6 +65,7 @@ pub struct Mounter {
     pub(crate) boot: &'static str,
     pub(crate) namespace: MountNamespace,
     pub(crate) one_page: bool,
+    pub(crate) with_places: bool,
 }
 
 /// What became of the mount of a record.
@@ -106,6 +107,7 @@ impl Mounter {
             boot,
             namespace,
             one_page: false,
+            with_places: false,
         })
     }
 
@@ -114,6 +116,12 @@ impl Mounter {
     #[must_use]
     pub fn in_one_page(self) -> Self {
         Self { one_page: true, ..self }
+    }
+
+    /// Gives the parts of views a place while the view is made, as kernels before 6.15 need it, whatever this kernel can do. For tests of that way.
+    #[must_use]
+    pub fn with_places(self) -> Self {
+        Self { with_places: true, ..self }
     }
 
     /// Mounts the layer, or counts one more user of its mount; the path where it is. (Get)

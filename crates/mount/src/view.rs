@@ -6,6 +6,7 @@ use crate::{Error, Mounter, Result};
 use rustix::mount::MountAttrFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use vellum_driver::{Mount, MountOption, MountPlan, PathRef, Step, View, Views};
 use vellum_sys::file::open_folder;
 use vellum_sys::lock::FileLock;
@@ -29,6 +30,9 @@ const READING: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
     .union(MountAttrFlags::MOUNT_ATTR_NOEXEC)
     .union(MountAttrFlags::MOUNT_ATTR_NOSUID);
+
+/// Whether this kernel's overlayfs takes no layer that has no place, as those before 6.15 do: found out once for the process.
+static WANTS_PLACES: AtomicBool = AtomicBool::new(false);
 
 impl Views for Mounter {
     fn view(&self, plan: &MountPlan) -> vellum_driver::Result<Box<dyn View>> {
@@ -56,15 +60,26 @@ impl Mounter {
             made.insert(key_of(step)?.to_owned(), prepared);
         }
         let mount = self.reading(&plan.root)?;
-        let detached = match self.make(&mount, &made, READING, "a view") {
-            // Before Linux 6.15 overlayfs takes no layer that has no place.
-            Err(Error::Kernel { .. }) if made.values().any(|part| matches!(part, Prepared::Detached(_))) => {
-                self.view_with_places(&mount, &mut made)?
-            }
-            result => result?,
-        };
+        let detached = self.make_view(&mount, &mut made)?;
         let root = detached.open_root().map_err(|error| Error::io("open the root of", "a view", error))?;
         Ok(Viewed { root, _mount: Some(detached), _parts: made })
+    }
+
+    /// Makes the mount over parts that have no place, or if the kernel does not take those, with places for a moment.
+    fn make_view(&self, mount: &Mount, made: &mut Made) -> Result<DetachedMount> {
+        let detached = made.values().any(|part| matches!(part, Prepared::Detached(_)));
+        if detached && (self.with_places || WANTS_PLACES.load(Ordering::Relaxed)) {
+            return self.view_with_places(mount, made);
+        }
+        match self.make(mount, made, READING, "a view") {
+            Err(Error::Kernel { .. }) if detached => {
+                let view = self.view_with_places(mount, made)?;
+                // Each attempt leaves a line in the kernel's log, so that this one was the last.
+                WANTS_PLACES.store(true, Ordering::Relaxed);
+                Ok(view)
+            }
+            result => result,
+        }
     }
 
     /// The mount as one reads it: an overlay without upper, the upper being the topmost of the lower layers.

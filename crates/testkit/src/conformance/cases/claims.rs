@@ -163,10 +163,14 @@ fn claims_classic_mounts(lab: &Lab<'_>) -> Outcome {
     let id = lab.create(Some(next))?;
     let target = lab.aside("classic")?;
     for layer in [id, next, lab.view(next)?] {
-        let plan = lab.driver().mounts(layer, &MountOptions::default())?;
-        // What must be there before is made and held, as a snapshotter does.
-        let held = lab.mounter().hold(layer, &plan)?;
-        let Some(mounts) = held.and_then(|root| MountPlan::of(root).classic()) else {
+        let options = MountOptions { by_others: true, ..MountOptions::default() };
+        let plan = lab.driver().mounts(layer, &options)?;
+        // What must be there before is made and held, as a snapshotter does: all of it where it is nobody else's to mount.
+        let plan = match lab.mounter().hold(layer, &plan)? {
+            Some(root) => MountPlan::of(root),
+            None => MountPlan::bind(lab.mounter().acquire(layer, &plan)?, plan.root.read_only),
+        };
+        let Some(mounts) = plan.classic() else {
             return Err(Failure::new(format!("layer {layer} has no classic mount")));
         };
         for mount in &mounts {
