@@ -58,6 +58,7 @@
 //! | before acquire 6 | an empty mountpoint, on old kernels a mount in `views`, a holder of a step; the mount itself had no place and is gone with its descriptor | acquire, sweep |
 //! | between 6 and 7 | a record of a mount that is not there (its id is found nowhere) | acquire, release, sweep |
 //! | after release 2 | the same | the same |
+//! | while a view is made, on kernels before 6.15 | a mount in `views` | sweep |
 //! | the machine | records of another boot | the same |
 //!
 //! A count is of acquires, not of processes, because who acquires (a command) ends long before the use does: an acquire whose caller was killed
@@ -120,4 +121,5 @@ pub const FAULT_POINTS: &[&str] = &[
     "mount.step.unheld",
     "mount.step.undone",
     "mount.sweep.step",
+    "mount.view.placed",
 ];

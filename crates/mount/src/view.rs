@@ -160,6 +160,7 @@ impl<'a> Places<'a> {
     fn attach(&mut self, part: DetachedMount) -> Result<PathBuf> {
         let place = self.make()?;
         part.attach(&place).map_err(perform::kernel("mount a part of a view"))?;
+        self.mounter.point("mount.view.placed", place.display())?;
         Ok(place)
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use common::{Place, id, mounter_in, overlay_of, root, skip, start, task, was_killed};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use vellum_driver::{Mount, MountPlan, PathRef, Step};
+use vellum_driver::{Mount, MountPlan, PathRef, Step, Views as _};
 use vellum_mount::{Error, FAULT_POINTS, Released, Swept};
 
 const LAYER: u32 = 7;
@@ -39,6 +39,7 @@ fn child() {
         "acquire" => {}
         "release" => assert!(mounter.release(id(LAYER)).is_ok()),
         "sweep" => assert!(mounter.sweep().is_ok()),
+        "view" => assert!(mounter.with_places().view(&plan(&place)).is_ok()),
         "read-only" => assert!(mounter.turn_read_only(id(LAYER)).is_ok()),
         "contend" => {
             for _ in 0..50 {
@@ -68,7 +69,7 @@ fn root_a_kill_at_any_point_leaves_nothing_that_the_next_does_not_clean() {
     }
     let mut passed = std::collections::BTreeSet::new();
     for point in FAULT_POINTS {
-        for task in ["acquire", "release", "sweep", "read-only"] {
+        for task in ["acquire", "release", "sweep", "read-only", "view"] {
             for cure in ["sweep", "acquire", "release"] {
                 let place = Place::new();
                 let mounter = place.mounter();
