@@ -58,9 +58,9 @@ enum Chore {
         /// The file of its tests; those of its library without one.
         #[arg(long, requires = "package")]
         test: Option<String>,
-        /// The suite of Debian whose kernel is booted, such as trixie.
-        #[arg(long, default_value = vm::SUITE)]
-        suite: String,
+        /// The suite of Debian whose kernel is booted, such as trixie; without one the new kernel, and Debian 13's for what works otherwise there.
+        #[arg(long)]
+        suite: Option<String>,
         /// Which tests, and other arguments for the test program.
         #[arg(requires = "package", trailing_var_arg = true, allow_hyphen_values = true)]
         filter: Vec<String>,
@@ -94,11 +94,8 @@ fn main() -> ExitCode {
             image::peers().map(|places| places.iter().for_each(|place| println!("{}", place.display())))
         }
         Chore::Vm { package, test, suite, filter } => {
-            let tests = match package {
-                Some(package) => vec![vm::Tests::new(&package, test.as_deref(), &filter)],
-                None => vm::Tests::all(),
-            };
-            vm::run(&suite, &tests).and_then(|counts| test::verdict(&counts))
+            let tests = package.map(|package| vm::Tests::new(&package, test.as_deref(), &filter));
+            vm::run(suite.as_deref(), tests).and_then(|counts| test::verdict(&counts))
         }
         Chore::Bench { arguments } => bench::bench(&arguments),
         Chore::Fuzz { target, minutes } => fuzz::fuzz(target.as_deref(), minutes),

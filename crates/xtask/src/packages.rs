@@ -65,6 +65,7 @@ pub(crate) const VM: &[Need] = &[
     need("busybox", "busybox-static"),
     need("mkfs.xfs", "xfsprogs"),
     need("mkfs.btrfs", "btrfs-progs"),
+    need("mkfs.erofs", "erofs-utils"),
     need("setpriv", "util-linux"),
     need("strip", "binutils"),
     need("xz", "xz-utils"),

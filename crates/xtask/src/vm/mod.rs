@@ -13,7 +13,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 /// The suite of Debian whose kernel is booted when none is named: a new one, with fs-verity and overlays over mounts that have no place.
-pub(crate) const SUITE: &str = "trixie-backports";
+const SUITE: &str = "trixie-backports";
+/// Debian 13 as it is installed, Linux 6.12: its overlays lie only over mounts that have a place, and find objects only with metacopy.
+const OLDER: &str = "trixie";
 /// Set inside.
 const INSIDE: &str = "VELLUM_TEST_VM";
 /// Emulated, with one processor: ten to forty times slower than the machine it runs on.
@@ -35,9 +37,18 @@ impl Tests {
         Self { package: package.into(), test: test.map(Into::into), filter: filter.to_vec() }
     }
 
-    /// All that need the machine.
-    pub(crate) fn all() -> Vec<Self> {
+    /// What bears on the difference between this suite's kernel and others.
+    fn on(suite: &str) -> Vec<Self> {
         let vm = ["vm_".to_owned()];
+        if suite == OLDER {
+            return vec![
+                Self::new("vellum-overlayfs", None, &[]),
+                Self::new("vellum-driver-composefs", None, &["root_".to_owned()]),
+                Self::new("vellum-driver-composefs", Some("verity"), &[]),
+                Self::new("vellum-mount", Some("mounts"), &[]),
+                Self::new("vellum-testkit", Some("conformance"), &["composefs::root_tmpfs".to_owned()]),
+            ];
+        }
         vec![
             Self::new("vellum-sys", None, &["verity".to_owned()]),
             Self::new("vellum-driver-composefs", Some("verity"), &vm),
@@ -95,8 +106,20 @@ impl Tests {
     }
 }
 
-/// Runs tests in machines with a kernel of that suite.
-pub(crate) fn run(suite: &str, all: &[Tests]) -> Result<Counts, Error> {
+/// Runs tests in a machine with a kernel of that suite: these, or all that need it. Without a suite all on each of theirs.
+pub(crate) fn run(suite: Option<&str>, tests: Option<Tests>) -> Result<Counts, Error> {
+    match (suite, tests) {
+        (suite, Some(tests)) => run_on(suite.unwrap_or(SUITE), &[tests]),
+        (Some(suite), None) => run_on(suite, &Tests::on(suite)),
+        (None, None) => {
+            let mut counts = run_on(SUITE, &Tests::on(SUITE))?;
+            counts.join(&run_on(OLDER, &Tests::on(OLDER))?);
+            Ok(counts)
+        }
+    }
+}
+
+fn run_on(suite: &str, all: &[Tests]) -> Result<Counts, Error> {
     if !cfg!(target_arch = "x86_64") {
         return Err(Error::Missing("the throwaway machine is for x86-64".into()));
     }
