@@ -148,13 +148,27 @@ mod tests {
     use vellum_sys::mount::FsContext;
     use vellum_sys::mountinfo;
 
+    /// Undoes what a test that failed left mounted.
+    struct Mounted(tempfile::TempDir);
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            for facts in
+                self.0.path().canonicalize().and_then(|root| mountinfo::below(&root)).unwrap_or_default()
+            {
+                let _ = unmount(&facts.point, true);
+            }
+        }
+    }
+
     #[test]
     #[expect(clippy::print_stdout, reason = "the test runner counts these lines")]
     fn root_what_a_killed_probe_left_goes_and_what_one_is_at_stays() {
         if !rustix::process::geteuid().is_root() {
             return println!("SKIP root_what_a_killed_probe_left_goes_and_what_one_is_at_stays: needs root");
         }
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Mounted(tempfile::tempdir().unwrap());
+        let dir = &dir.0;
         let home = tree::open_dir(CWD, dir.path().as_os_str()).unwrap();
         let mounted = |scratch: &Scratch<'_>| {
             let place = scratch.place().unwrap();
