@@ -12,10 +12,11 @@ use vellum_overlayfs::{Features, probe_below};
 use vellum_sys::fsinfo::FileSystem;
 
 /// What helps where images cannot be mounted.
-pub(crate) const HINT: &str = "it needs EROFS, and an overlayfs that lies over mounts without a place and takes data-only lower layers (Linux 6.15); use overlay";
+pub(crate) const HINT: &str =
+    "it needs EROFS, and an overlayfs with data-only lower layers (Linux 6.5); use overlay";
 
 /// What helps where a sealed home cannot be used.
-pub(crate) const SEALED_HINT: &str = "boot a kernel that has fs-verity (CONFIG_FS_VERITY), Linux 6.15 or newer, or load the images into another store; `vellum init --no-verity` makes one that works without";
+pub(crate) const SEALED_HINT: &str = "boot a kernel that has fs-verity (CONFIG_FS_VERITY) and whose overlayfs asks for it (Linux 6.6), or load the images into another store; `vellum init --no-verity` makes one that works without";
 
 /// Makes and probes the composefs driver.
 #[derive(Debug, Clone, Copy)]
@@ -66,14 +67,17 @@ impl Factory for ComposefsFactory {
         match tried {
             Ok(Ok((seal, mounts, unsealed))) => {
                 probe.usable = true;
-                probe.works_fully = features.reflink && mounts.without_metacopy;
+                probe.works_fully = features.reflink;
                 let first = if features.reflink {
                     "first writes share blocks"
                 } else {
                     "first writes copy whole files, since it has no reflink: `vellum pool create` gives the store one that has"
                 };
-                let others =
-                    if mounts.without_metacopy { "" } else { "; other engines cannot mount it (Linux 6.15)" };
+                let others = if mounts.without_metacopy {
+                    ""
+                } else {
+                    "; other engines get bind mounts of it (until Linux 6.16)"
+                };
                 let how = mounts.source.text();
                 let verified = match seal {
                     Seal::Yes => "; the kernel verifies all that is read (fs-verity)",

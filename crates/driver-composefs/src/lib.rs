@@ -45,6 +45,10 @@
 //!
 //! - **Reading**: the name is looked up in the upper and in one directory of the image; opening the file leads to the object, whose pages are in memory once.
 //! - **First write**: overlayfs copies up; with reflink the object's blocks are shared. A change of owner or mode copies no data (`metacopy`).
+//! - **For others** (containerd), who mount by themselves and may read an upper by themselves, the overlay is told as strings with `metacopy=off`. Until Linux 6.16 overlayfs finds no
+//!   objects so: then only the mounter makes the overlay ([`MountPlan::by_mounter`](vellum_driver::MountPlan::by_mounter)), and they get a bind mount of it, through which all reads rightly.
+//!   `metacopy=on` in their strings would not do: BuildKit reads the upper of what says it is an overlay, and would take a file whose owner was changed for one of zeros.
+//! - **On older kernels** (`probe` has the table): overlayfs takes an image only at a place, which shared images have anyway, and views give theirs for a moment.
 //! - **Deletion**: a whiteout in the upper. The object stays as long as a layer lists it.
 //! - **Commit**: the upper is read into a tree (`upper`); files that were written become objects by a clone, others name the objects they had; a renamed directory
 //!   takes along what it had below, as metadata. Where the container goes on (`vellum commit`), the layer is made of a tar of its changes, and the large files in that are read from

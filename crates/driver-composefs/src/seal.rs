@@ -9,8 +9,7 @@
 //! # Decided once
 //!
 //! When the folder `objects` is made, with the lock of the objects held alone: unless the store is made without (`vellum init --no-verity`), a scratch object is sealed and read through an
-//! image as a container would read it, and one that is not sealed must be refused. A home where that works, and where sealing takes none of the ways to mount away that
-//! there are without it, is sealed: the mark is brought to the disk before `objects` is there. So there are no homes with both sorts of objects, and a home that is older than this stays as it is.
+//! image as a container would read it, and one that is not sealed must be refused. A home where that works is sealed: the mark is brought to the disk before `objects` is there. So there are no homes with both sorts of objects, and a home that is older than this stays as it is.
 //! A sealed home on a kernel or a file system that cannot verify is refused, with what to do; it is never mounted without.
 //!
 //! # Sealing
@@ -118,12 +117,7 @@ pub(crate) fn best(home: BorrowedFd<'_>, path: &Path) -> io::Result<Result<(Seal
         Err(reason) => return Ok(Err(reason)),
     };
     Ok(Ok(match probe::probe(home, path, Seal::Yes)? {
-        Ok(sealed) if sealed == plain => (Seal::Yes, sealed, String::new()),
-        Ok(_) => {
-            let reason =
-                "overlayfs verifies only with metacopy, and other engines mount without (Linux 6.16)";
-            (Seal::No, plain, reason.into())
-        }
+        Ok(sealed) => (Seal::Yes, sealed, String::new()),
         Err(reason) => (Seal::No, plain, reason),
     }))
 }

@@ -148,7 +148,7 @@ pub struct MountOptions {
     /// be thrown away. Only ever on the user's request.
     pub volatile: bool,
     /// Somebody else performs the mount, who may change its options and read the folder with the container's changes by himself (BuildKit
-    /// does both): every changed file must be whole there.
+    /// does both): every changed file must be whole there, or the plan says that only the mounter performs it ([`MountPlan::by_mounter`]).
     #[serde(default)]
     pub by_others: bool,
 }

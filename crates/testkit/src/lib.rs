@@ -15,6 +15,7 @@ pub mod engine;
 pub mod fault;
 pub mod golang;
 pub mod image;
+pub mod older;
 pub mod scratch;
 pub mod skip;
 pub mod tree;

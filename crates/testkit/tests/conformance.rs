@@ -8,9 +8,11 @@
 #![allow(clippy::print_stdout)]
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use vellum_archive::XattrForm;
-use vellum_driver::{DriverConfig, Factory, ProbeEnvironment};
+use vellum_driver::{Driver, DriverConfig, Factory, Probe, ProbeEnvironment};
+use vellum_mount::Mounter;
 use vellum_testkit::conformance::{Case, Subject, run};
 use vellum_testkit::scratch::{Kind, Scratch, Unavailable, unmount_below};
 use vellum_testkit::skip;
@@ -204,6 +206,57 @@ mod composefs {
     #[test]
     fn loop_btrfs() {
         as_root(&vellum_driver_composefs::FACTORY, Kind::Btrfs);
+    }
+
+    /// Opened as on a kernel before 6.12, whatever this one is.
+    struct Older;
+
+    impl Factory for Older {
+        fn name(&self) -> &'static str {
+            vellum_driver_composefs::FACTORY.name()
+        }
+
+        fn summary(&self) -> &'static str {
+            vellum_driver_composefs::FACTORY.summary()
+        }
+
+        fn probe(&self, environment: &ProbeEnvironment<'_>) -> Probe {
+            vellum_driver_composefs::FACTORY.probe(environment)
+        }
+
+        fn open(&self, home: &Path, config: DriverConfig) -> vellum_driver::Result<Box<dyn Driver>> {
+            drop(vellum_driver_composefs::FACTORY.open(home, config)?);
+            vellum_testkit::older::forget_newer(home)
+                .map_err(|error| vellum_driver::Error::system("forget what this kernel can", error))?;
+            vellum_driver_composefs::FACTORY.open(home, config)
+        }
+    }
+
+    /// What mounts and views bear on most; all cases take a minute.
+    fn brief(case: &str) -> bool {
+        const OTHERS: [&str; 4] = ["lower_stays", "programs_run", "usage_counts", "written_is_there"];
+        case.starts_with("claims_") || case.starts_with("copy_") || OTHERS.contains(&case)
+    }
+
+    /// In memory, where nothing waits for a disk.
+    #[test]
+    fn root_tmpfs_as_on_older_kernels() {
+        if !rustix::process::geteuid().is_root() {
+            skip!("mounting needs root");
+        }
+        let scratch = match Scratch::new(Kind::Tmpfs) {
+            Ok(scratch) => scratch,
+            Err(error) => skip!("{error}"),
+        };
+        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true };
+        let all = std::env::var_os("VELLUM_TEST_ALL").is_some();
+        for mounted in [Mounter::with_places, Mounter::in_one_page] {
+            let subject = Subject::new(&Older, config).mounted(mounted);
+            let report = run(&subject, scratch.path(), |case| chosen(case) && (all || brief(case.name)));
+            assert!(report.failed.is_empty(), "{report}");
+            println!("{report}");
+        }
+        scratch.close().unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// With objects that the kernel verifies, where it can: in the machine of `cargo xtask vm`.

@@ -301,8 +301,19 @@ fn mount_at(mount: &super::ApiMount, target: &Path) -> std::process::Output {
 /// What a container of a user namespace sees: owners mapped by the server, for nobody else can map what has data-only layers.
 #[test]
 fn root_owners_of_flattened_images_are_mapped_by_the_server() {
+    flattened("root_owners_of_flattened_images_are_mapped_by_the_server", "overlay", |_| Ok(()));
+}
+
+/// There nobody but the server mounts them.
+#[test]
+fn root_flattened_images_are_handed_out_on_older_kernels() {
+    let forget = vellum_testkit::older::forget_newer;
+    flattened("root_flattened_images_are_handed_out_on_older_kernels", "bind", forget);
+}
+
+/// Snapshots with and without mapped owners, on a store whose driver's home `prepare_home` has changed; handed out as mounts of type `expected` or, on an older kernel, as bind mounts.
+fn flattened(name: &str, expected: &str, prepare_home: fn(&Path) -> std::io::Result<()>) {
     use std::os::unix::fs::MetadataExt as _;
-    let name = "root_owners_of_flattened_images_are_mapped_by_the_server";
     if !rustix::process::geteuid().is_root() {
         return vellum_testkit::skip::record(name, "the drivers need root");
     }
@@ -311,6 +322,8 @@ fn root_owners_of_flattened_images_are_mapped_by_the_server() {
         Err(reason) => return vellum_testkit::skip::record(name, &reason.to_string()),
     };
     let dir = tempfile::tempdir_in(scratch.path()).unwrap();
+    drop(Store::open(&options(dir.path(), "composefs")).unwrap());
+    prepare_home(&dir.path().join("root/composefs")).unwrap();
     let served = Served::new(dir, "composefs");
     let map = [
         ("containerd.io/snapshot/uidmapping", "0:100000:65536"),
@@ -321,11 +334,7 @@ fn root_owners_of_flattened_images_are_mapped_by_the_server() {
     let content = vec![7; 100_000];
     runtime.block_on(async {
         let service = &served.service;
-        let mounts = match service.prepare(prepare("u", "", &[])).await {
-            Ok(answer) => answer.into_inner().mounts,
-            // Before Linux 6.15 nobody else mounts what this driver makes.
-            Err(status) => return vellum_testkit::skip::record(name, status.message()),
-        };
+        let mounts = service.prepare(prepare("u", "", &[])).await.unwrap().into_inner().mounts;
         let out = mount_at(&mounts[0], &target);
         assert!(out.status.success(), "{mounts:?}: {out:?}");
         std::fs::write(target.join("file"), &content).unwrap();
@@ -344,6 +353,7 @@ fn root_owners_of_flattened_images_are_mapped_by_the_server() {
         ];
         for (key, map, wanted) in [("other", &other[..], (300_005, 300_006)), ("plain", &[][..], (5, 6))] {
             let mounts = service.prepare(prepare(key, "base", map)).await.unwrap().into_inner().mounts;
+            assert!([expected, "bind"].contains(&mounts[0].r#type.as_str()), "{mounts:?}");
             let out = mount_at(&mounts[0], &target);
             assert!(out.status.success(), "{key}: {mounts:?}: {out:?}");
             let facts = std::fs::metadata(target.join("file")).unwrap();
@@ -365,7 +375,20 @@ fn root_owners_of_flattened_images_are_mapped_by_the_server() {
         drop(file);
         assert_eq!(owner(&target.join("file")), (100_005, 200_006));
         vellum_sys::mount::unmount(&target, false).unwrap();
-        for key in ["box", "other", "plain", "base"] {
+
+        // A file of which nothing but the owner changes keeps its content in what is made of it.
+        let request = MountsRequest { key: "plain".into(), ..MountsRequest::default() };
+        let mounts = service.mounts(Request::new(request)).await.unwrap().into_inner().mounts;
+        assert!(mount_at(&mounts[0], &target).status.success(), "{mounts:?}");
+        std::os::unix::fs::chown(target.join("file"), Some(7), Some(8)).unwrap();
+        vellum_sys::mount::unmount(&target, false).unwrap();
+        service.commit(commit("next", "plain", "base")).await.unwrap();
+        let mounts = service.prepare(prepare("look", "next", &[])).await.unwrap().into_inner().mounts;
+        assert!(mount_at(&mounts[0], &target).status.success(), "{mounts:?}");
+        assert_eq!(owner(&target.join("file")), (7, 8));
+        assert!(std::fs::read(target.join("file")).unwrap() == content);
+        vellum_sys::mount::unmount(&target, false).unwrap();
+        for key in ["box", "other", "look", "next", "base"] {
             let request = RemoveSnapshotRequest { key: key.into(), ..RemoveSnapshotRequest::default() };
             service.remove(Request::new(request)).await.unwrap();
         }

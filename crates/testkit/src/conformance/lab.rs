@@ -88,7 +88,7 @@ impl<'a> Lab<'a> {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(made)?;
         }
         let driver = (subject.wrap)(subject.factory.open(&home, subject.config)?);
-        let mounter = Mounter::new(folder.join("r"), folder.join("m"))?;
+        let mounter = (subject.mounted)(Mounter::new(folder.join("r"), folder.join("m"))?);
         Ok(Self { subject, folder: folder.to_owned(), driver, mounter, last: Cell::new(0) })
     }
 

@@ -45,24 +45,32 @@ use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use vellum_driver::{Driver, DriverConfig, Factory};
+use vellum_mount::Mounter;
 
 /// What the suite is run on.
 pub struct Subject<'a> {
     pub(crate) factory: &'a dyn Factory,
     pub(crate) config: DriverConfig,
     pub(crate) wrap: &'a (dyn Fn(Box<dyn Driver>) -> Box<dyn Driver> + Sync),
+    pub(crate) mounted: fn(Mounter) -> Mounter,
 }
 
 impl<'a> Subject<'a> {
     /// The drivers that `factory` opens with this configuration.
     pub fn new(factory: &'a dyn Factory, config: DriverConfig) -> Self {
-        Self { factory, config, wrap: &|driver| driver }
+        Self { factory, config, wrap: &|driver| driver, mounted: |mounter| mounter }
     }
 
     /// The same, each driver wrapped in another: to break it.
     #[must_use]
     pub fn wrapped(self, wrap: &'a (dyn Fn(Box<dyn Driver>) -> Box<dyn Driver> + Sync)) -> Self {
         Self { wrap, ..self }
+    }
+
+    /// The same, with mounters that `mounted` has changed: to mount as other kernels need it.
+    #[must_use]
+    pub fn mounted(self, mounted: fn(Mounter) -> Mounter) -> Self {
+        Self { mounted, ..self }
     }
 }
 
