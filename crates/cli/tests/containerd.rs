@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use vellum_testkit::golang::{self, Form};
 use vellum_testkit::scratch::{Kind, Scratch};
-use vellum_testkit::{engine, image, skip};
+use vellum_testkit::{engine, image, older, skip};
 
 const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
 const OUT: &str = env!("CARGO_TARGET_TMPDIR");
@@ -127,6 +127,19 @@ fn root_containers_live_with_containerd() {
     for driver in DRIVERS {
         Place::new().script(Path::new("/"), driver, "life.sh", &[]);
     }
+}
+
+/// Where containerd is not to mount what the driver makes, and gets a bind mount of it.
+#[test]
+fn root_containers_live_with_containerd_on_older_kernels() {
+    if let Some(reason) = refused() {
+        skip!("{reason}");
+    }
+    let place = Place::new();
+    let store = place.dir.path().join("store");
+    run(Command::new(VELLUM).arg("--root").arg(&store).args(["--driver", "composefs", "init"]));
+    older::forget_newer(&store.join("composefs")).unwrap();
+    place.script(Path::new("/"), "composefs", "life.sh", &[]);
 }
 
 #[test]
