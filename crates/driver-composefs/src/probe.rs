@@ -220,7 +220,11 @@ impl Trial<'_> {
             Way::OnePage => self.placed(image).and_then(|image| self.one_page(metacopy, image.path())),
         };
         overlay.map_err(|error| {
-            Refused::Overlay(format!("the kernel refuses an overlay over an EROFS image: {}", words(error)))
+            // What was tried names scratch folders, which tell nobody anything.
+            let said = [&error.log[..], &[error.source.to_string()]].concat().join(": ");
+            Refused::Overlay(format!(
+                "the kernel refuses an overlay of an EROFS image and data-only layers: {said}"
+            ))
         })
     }
 
