@@ -39,12 +39,23 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let this = Self::empty(DRIVERS[0]);
-        let dir = this.dir.path();
-        engine::shell_image(&dir.join("image")).unwrap();
-        let mut tar = Command::new("tar");
-        run(tar.args(["-cf", "image.tar", "-C", "image", "."]).current_dir(dir));
+        Self::on(DRIVERS[0])
+    }
+
+    /// On a file system that the driver can use.
+    fn on(driver: &str) -> Self {
+        let this = Self::empty(driver);
+        engine::shell_image(&this.dir.path().join("image")).unwrap();
+        this.pack("image");
         this
+    }
+
+    /// Makes an archive of a layout in the folder.
+    fn pack(&self, layout: &str) -> String {
+        let archive = self.dir.path().join(format!("{layout}.tar"));
+        let mut tar = Command::new("tar");
+        run(tar.arg("-cf").arg(&archive).args(["-C", layout, "."]).current_dir(self.dir.path()));
+        archive.to_str().unwrap().to_owned()
     }
 
     /// Without an image, on a file system that the driver can use.
@@ -234,5 +245,42 @@ fn root_layers_unpacked_all_at_once_are_joined_with_containerd_2() {
             }
         }
         Err(reason) => skip::record(TEST, &reason),
+    }
+}
+
+/// A pod's life, asked for as a kubelet does it.
+fn pods(root: &Path, driver: &str, more: &[&str]) {
+    let place = Place::on(driver);
+    engine::pause_image(&place.dir.path().join("pause")).unwrap();
+    let (pause, cri) = (place.pack("pause"), place.program("cri"));
+    place.script(root, driver, "kubernetes.sh", &[&[pause.as_str(), cri.as_str()], more].concat());
+}
+
+#[test]
+fn root_pods_live_as_a_kubelet_has_them() {
+    if let Some(reason) = refused().or_else(|| golang::missing(SUITE[0], SUITE[1])) {
+        skip!("{reason}");
+    }
+    pods(Path::new("/"), "overlay", &[]);
+}
+
+#[test]
+fn root_pods_live_with_all_containerds_also_in_user_namespaces() {
+    const TEST: &str = "root_pods_live_with_all_containerds_also_in_user_namespaces";
+    if !all() {
+        return;
+    }
+    if let Some(reason) = refused().or_else(|| golang::missing(SUITE[0], SUITE[1])) {
+        skip!("{reason}");
+    }
+    for driver in drivers(TEST) {
+        pods(Path::new("/"), driver, &[]);
+        // Earlier ones know nothing of snapshotters that map owners.
+        for (suite, more) in engine::SYSTEMS.into_iter().zip([&[][..], &["users"]]) {
+            match engine::system(suite) {
+                Ok(root) => pods(&root, driver, more),
+                Err(reason) => skip::record(TEST, &reason),
+            }
+        }
     }
 }

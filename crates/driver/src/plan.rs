@@ -194,6 +194,21 @@ impl MountPlan {
         Some(plan)
     }
 
+    /// The same with the lower layers' own paths where they are named by links: longer, and right also below a clone of their folder.
+    ///
+    /// # Errors
+    /// A layer is missing.
+    pub fn without_links(mut self) -> std::io::Result<Self> {
+        for option in &mut self.root.options {
+            if let MountOption::Path(word, PathRef::Host(path)) = option
+                && word == "lowerdir+"
+            {
+                *path = std::fs::canonicalize(&*path)?;
+            }
+        }
+        Ok(self)
+    }
+
     /// The root mount as classic strings, for somebody else to perform; `None` if the plan is the mounter's alone or has steps that only the
     /// mounter can do, or a path that a classic string cannot hold.
     ///

@@ -327,9 +327,15 @@ impl Snapshots<'_> {
         let _reading = store.reading_layers()?;
         let plan = driver.mounts(row.layer, &options)?;
         let prepared = mapping.and_then(|mapping| plan.with_lower_owners(&mapping.owners));
-        // What is not prepared, the front end maps.
+        // What is not prepared, the front end maps: it clones the folder that all lower layers lie in, and short names that are links lead out of the clone.
         let told = mapping.filter(|_| prepared.is_none());
-        let plan = prepared.unwrap_or(plan);
+        let plan = match (prepared, told) {
+            (Some(plan), _) => plan,
+            (None, Some(_)) => plan
+                .without_links()
+                .map_err(|e| Error::io("look at the layers in", store.layout.root(), e))?,
+            (None, None) => plan,
+        };
         let mounts = self.strings(row, &plan)?;
         Ok(match told {
             None => mounts,

@@ -50,21 +50,27 @@ stop_server() {
     wait "$server" 2>/dev/null || [ "${1:-TERM}" = KILL ] || fail "the server ended with $?"
 }
 
-# The sample configuration that this containerd takes, at places of this test's own.
+# 1 or 2: which of the samples this containerd takes.
+generation() {
+    case $(containerd --version) in *' 2.'* | *' v2.'*) echo 2 ;; *) echo 1 ;; esac
+}
+
+# start_containerd [MORE] : with the sample configuration that it takes, at places of this test's own. With MORE, a file of more configuration, it also
+# serves Kubernetes.
 start_containerd() {
     containerd --version
-    local sample=containerd-1.toml
-    case $(containerd --version) in *' 2.'* | *' v2.'*) sample=containerd-2.toml ;; esac
+    local sample=containerd-$(generation).toml more=${1:-/dev/null} without="'io.containerd.internal.v1.opt'"
+    [ $# -gt 0 ] || without="$without, 'io.containerd.grpc.v1.cri', 'io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime'"
     mkdir -p containerd
     {
         # The sample begins with the version, which must stand before all else.
         sed -n '/^version/p' "$SAMPLES/$sample"
         echo "root = '$WORK/containerd/root'"
         echo "state = '$WORK/containerd/state'"
-        echo "disabled_plugins = ['io.containerd.grpc.v1.cri', 'io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime', 'io.containerd.internal.v1.opt']"
+        echo "disabled_plugins = [$without]"
         echo "[grpc]"
         echo "address = '$WORK/containerd.sock'"
-        sed -e '/^version/d' -e "s|/run/vellum/containerd.sock|$plug|" "$SAMPLES/$sample"
+        sed -e '/^version/d' -e "s|/run/vellum/containerd.sock|$plug|" -e "s|/var/lib/vellum|$store|" "$SAMPLES/$sample" "$more"
     } >containerd/config.toml
     containerd --config containerd/config.toml >>containerd.log 2>&1 &
     containerd=$!

@@ -21,6 +21,9 @@ pub fn no_shell() -> Option<String> {
 /// The name of [`shell_image`], and of whatever else the scripts take.
 pub const IMAGE: &str = "docker.io/library/life:test";
 
+/// The name of [`pause_image`].
+pub const PAUSE: &str = "docker.io/library/pause:test";
+
 /// Where the scripts are.
 pub fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("engines")
@@ -56,30 +59,43 @@ pub fn script(root: &Path, work: &Path, vellum: &Path, driver: &str, name: &str)
     command
 }
 
-/// Writes an image of a shell and three small layers as an OCI layout, for containerd with the name `docker.io/library/life:test`: what a
+/// Writes an image of a shell and three small layers as an OCI layout, for containerd with the name [`IMAGE`]: what a
 /// container needs to run.
 ///
 /// # Errors
 /// [`no_shell`]; the file system's.
 pub fn shell_image(folder: &Path) -> io::Result<()> {
+    image::write_layout(
+        folder,
+        [
+            shell()?,
+            Tree::new().file("layer-1", "one\n", 0o644).file("layer-2", "one\n", 0o644),
+            Tree::new().file("layer-2", "two\n", 0o644).dir("d2", 0o755).file("d2/inside", "in\n", 0o644),
+        ],
+    )?;
+    name_image(folder, IMAGE)
+}
+
+/// Writes an image that does nothing for long, with the name [`PAUSE`]: what holds a pod's namespaces.
+///
+/// # Errors
+/// As [`shell_image`].
+pub fn pause_image(folder: &Path) -> io::Result<()> {
+    image::write_layout_of("/bin/sleep 1000000", folder, [shell()?])?;
+    name_image(folder, PAUSE)
+}
+
+fn shell() -> io::Result<Tree> {
     let busybox = fs::read(BUSYBOX.0)?;
     let mut base = Tree::new().dir("bin", 0o755).file("bin/busybox", busybox, 0o755).dir("proc", 0o755);
     for name in ["sh", "cat", "echo", "rm", "mkdir", "mv", "sleep", "touch", "ls", "dd", "sync", "true"] {
         base = base.symlink(format!("bin/{name}"), "busybox");
     }
-    let base = ["sys", "dev", "etc", "tmp"].into_iter().fold(base, |tree, dir| tree.dir(dir, 0o755));
-    image::write_layout(
-        folder,
-        [
-            base,
-            Tree::new().file("layer-1", "one\n", 0o644).file("layer-2", "one\n", 0o644),
-            Tree::new().file("layer-2", "two\n", 0o644).dir("d2", 0o755).file("d2/inside", "in\n", 0o644),
-        ],
-    )?;
+    Ok(["sys", "dev", "etc", "tmp"].into_iter().fold(base, |tree, dir| tree.dir(dir, 0o755)))
+}
+
+fn name_image(folder: &Path, name: &str) -> io::Result<()> {
     let index = fs::read_to_string(folder.join("index.json"))?;
-    let named = index.replace(
-        r#""annotations":{"#,
-        r#""annotations":{"io.containerd.image.name":"docker.io/library/life:test","#,
-    );
-    fs::write(folder.join("index.json"), named)
+    let note = format!(r#""annotations":{{"io.containerd.image.name":"{name}","#);
+    fs::write(folder.join("index.json"), index.replace(r#""annotations":{"#, &note))
 }

@@ -52,11 +52,25 @@ pub fn debian() -> Result<PathBuf, String> {
     Err("the test image is not built: cargo xtask image small".into())
 }
 
-/// Writes an OCI layout with one image of these layers, the base first, gzipped.
+/// Writes an OCI layout with one image of these layers, the base first, gzipped. Its containers run a shell.
 ///
 /// # Errors
 /// The file system's.
 pub fn write_layout(folder: &Path, layers: impl IntoIterator<Item = Tree>) -> io::Result<()> {
+    write_layout_of("/bin/sh", folder, layers)
+}
+
+/// As [`write_layout`]; containers run a command of some words.
+///
+/// # Errors
+/// The file system's.
+pub fn write_layout_of(
+    command: &str,
+    folder: &Path,
+    layers: impl IntoIterator<Item = Tree>,
+) -> io::Result<()> {
+    let words: Vec<String> = command.split(' ').map(|word| format!("\"{word}\"")).collect();
+    let words = words.join(",");
     let blobs = folder.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
     let (mut descriptors, mut diffs) = (Vec::new(), Vec::new());
@@ -77,7 +91,7 @@ pub fn write_layout(folder: &Path, layers: impl IntoIterator<Item = Tree>) -> io
     let history =
         vec![r#"{"created":"2024-01-01T00:00:00Z","created_by":"vellum-testkit"}"#; diffs.len()].join(",");
     let (config, size) = put(format!(
-        r#"{{"architecture":"amd64","os":"linux","config":{{"Cmd":["/bin/sh"]}},"rootfs":{{"type":"layers","diff_ids":[{}]}},"history":[{history}]}}"#,
+        r#"{{"architecture":"amd64","os":"linux","config":{{"Cmd":[{words}]}},"rootfs":{{"type":"layers","diff_ids":[{}]}},"history":[{history}]}}"#,
         diffs.join(",")
     ))?;
     let config = descriptor("application/vnd.oci.image.config.v1+json", &config, size);

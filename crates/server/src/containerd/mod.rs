@@ -19,7 +19,7 @@
 //! | label | effect |
 //! |---|---|
 //! | `containerd.io/snapshot/max-size` | the size limit of an active snapshot, where the driver can; not heeded where it cannot, as everywhere else |
-//! | `containerd.io/snapshot/uidmapping`, `gidmapping` | `container:host:size`, several joined by commas: the mounts carry `uidmap=` and `gidmap=`, for which containerd (1.7 and later) maps the lower layers' owners, or, with composefs, the server has mapped them already; the snapshot's own root belongs to the mapped root |
+//! | `containerd.io/snapshot/uidmapping`, `gidmapping` | `container:host:size`, several joined by commas: the mounts carry `uidmap=` and `gidmap=`, for which containerd (2.0 and later) maps the lower layers' owners, or, with composefs, the server has mapped them already; the snapshot's own root belongs to the mapped root. containerd has to be told so (the capability `remap-ids`): otherwise it changes all owners in a copy of the image, and says the labels all the same |
 //! | `containerd.io/snapshot.ref` | an archive is unpacked into the snapshot: a parent that is named at commit gives its directories' attributes to those that the archive leaves out. With `share-images`: the chain ID under which the unpacked layer will be known. If the store has it, it becomes the snapshot at once, and the answer is `ALREADY_EXISTS`, after which containerd looks for it by List |
 //!
 //! All labels are kept and given back, as containerd wants it.

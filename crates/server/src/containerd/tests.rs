@@ -287,6 +287,19 @@ fn root_mapped_owners_are_told_with_the_mounts() {
         let request = MountsRequest { key: "a".into(), ..MountsRequest::default() };
         let again = served.service.mounts(Request::new(request)).await.unwrap().into_inner().mounts;
         assert_eq!(again, mounts);
+
+        // containerd clones the folder that all lower layers lie in, and mounts from there: no link may lead out of it.
+        let mut parent = String::new();
+        for name in ["first", "second"] {
+            served.service.prepare(prepare("x", &parent, &[])).await.unwrap();
+            served.service.commit(commit(name, "x", "")).await.unwrap();
+            name.clone_into(&mut parent);
+        }
+        let mounts = served.service.prepare(prepare("b", &parent, &map)).await.unwrap().into_inner().mounts;
+        let lowers = mounts[0].options.iter().find_map(|o| o.strip_prefix("lowerdir=")).unwrap_or_default();
+        for lower in lowers.split(':').filter(|lower| !lower.is_empty()) {
+            assert_eq!(std::fs::canonicalize(lower).unwrap(), Path::new(lower), "{mounts:?}");
+        }
     });
 }
 
