@@ -87,7 +87,7 @@ pub(crate) fn dress_dir(lower: BorrowedFd<'_>, own: BorrowedFd<'_>, form: XattrF
     if want.st_mode != have.st_mode || owner(&want) != owner(&have) {
         rustix::fs::fchmod(own, Mode::from_raw_mode(want.st_mode & 0o7777))?;
     }
-    if rustix::fs::flistxattr(lower, &mut [0; 0]) != Ok(0) {
+    if rustix::fs::flistxattr_query(lower) != Ok(0) {
         copy_attributes(proc_entry(lower, b"."), proc_entry(own, b"."), form)?;
     }
     Ok(rustix::fs::futimens(own, &times(&want))?)
