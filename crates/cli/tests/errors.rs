@@ -122,7 +122,9 @@ const FAILURES: &[Failure] = &[
         "create --storage-opt size=1G base:1",
         8,
         "error: cannot make a container of base:1\n  \
-         caused by: cannot create (layer NUMBER): overlay has no storage option 'size'",
+         caused by: cannot create (layer NUMBER): overlay has no storage option 'size' here: \
+         of all file systems only XFS keeps an overlay's upper within a project's limit\n\
+         hint: keep the store on an XFS that is mounted with prjquota, or use the driver btrfs",
     ),
     ("unshare nosuch", 127, "error: cannot run nosuch\n  caused by: No such file or directory (os error 2)"),
 ];

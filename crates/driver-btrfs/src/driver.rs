@@ -210,26 +210,6 @@ fn parse_number(text: &[u8]) -> Option<u64> {
     (one == other).then(|| one.parse().ok())?
 }
 
-/// The size limit that storage options ask for.
-fn size_of(id: LayerId, spec: &CreateSpec<'_>) -> Result<Option<Size>> {
-    let fail = |kind, reason| Err(Error::new(kind, "create", reason).layer(id));
-    let mut size = None;
-    for (name, value) in spec.options {
-        if name != "size" {
-            let reason = format!("btrfs has no storage option '{}'", name.escape_debug());
-            return fail(ErrorKind::Unsupported, reason);
-        }
-        match value.parse::<Size>() {
-            Ok(parsed) => size = Some(parsed),
-            Err(error) => return fail(ErrorKind::Invalid, format!("storage option size: {error}")),
-        }
-    }
-    if spec.view && size.is_some() {
-        return fail(ErrorKind::Invalid, "a view takes no room that could be limited".into());
-    }
-    Ok(size)
-}
-
 fn capabilities() -> Capabilities {
     let whole = "every layer is a whole tree, whose blocks are shared";
     Capabilities::new()
@@ -281,7 +261,7 @@ impl Driver for Btrfs {
     }
 
     fn create(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()> {
-        let size = size_of(id, spec)?;
+        let size = spec.size("btrfs", id)?;
         let record = self.record_of(spec)?;
         if spec.view && spec.parent.is_none() {
             return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));

@@ -22,10 +22,10 @@ use vellum_driver::{
     Ability, Capabilities, Changed, CreateSpec, DiffSink, Driver, DriverConfig, Error, ErrorKind, Kind,
     LayerInfo, MountOptions, MountPlan, Result, Support, View, Views, generic_diff, guided_diff,
 };
-use vellum_overlayfs::{Features, UpperGuide};
+use vellum_overlayfs::{Features, Limits, UpperGuide};
 use vellum_sys::file::ensure_folder;
 use vellum_sys::fsinfo::FileSystem;
-use vellum_types::LayerId;
+use vellum_types::{LayerId, Size};
 
 /// What the driver is called.
 pub(crate) const NAME: &str = "composefs";
@@ -39,6 +39,7 @@ const FORM: Form = Form { xattrs: XattrForm::Trusted, rootless: false, raw: fals
 pub struct Composefs {
     pub(crate) parts: Arc<Parts>,
     config: DriverConfig,
+    pub(crate) limits: Limits,
     capabilities: Capabilities,
 }
 
@@ -80,18 +81,26 @@ impl Composefs {
             ensure_folder(home.dir(), NONE, 0o755).and_then(|_| objects::Objects::open(home.dir(), seal));
         let objects =
             made.map_err(|error| Error::system(format!("make the folders of {}", path.display()), error))?;
-        let capabilities = capabilities(&features, mounts);
+        let limits = Limits::of(home.dir(), config.rootless);
+        let capabilities = capabilities(&features, mounts, limits);
         let parts = Arc::new(Parts::new(home, objects, features, mounts));
-        Ok(Self { parts, config, capabilities })
+        Ok(Self { parts, config, limits, capabilities })
     }
 
     pub(crate) fn home(&self) -> &Home {
         &self.parts.home
     }
 
-    fn make_parts(&self, id: LayerId, record: &Record, parent: Option<LayerId>) -> Result<()> {
+    fn make_parts(
+        &self,
+        id: LayerId,
+        record: &Record,
+        parent: Option<LayerId>,
+        size: Option<Size>,
+    ) -> Result<()> {
         let folder = self.home().make(id)?;
         let made = (|| {
+            self.limits.impose(&folder, id, size)?;
             if record.kind == Kind::Active {
                 let part = |name, mode| {
                     ensure_folder(&folder, name, mode)
@@ -103,7 +112,48 @@ impl Composefs {
             }
             self.home().write_record(id, record)
         })();
-        made.inspect_err(|_| self.home().take_back(id))
+        made.inspect_err(|_| self.take_back(id))
+    }
+
+    /// Makes a layer with this record a committed one.
+    fn commit_on(&self, id: LayerId, record: Record, parent: Option<LayerId>, joints: &Joints) -> Result<()> {
+        let Below { chain, nested: inherited, .. } = self.below("commit", parent)?;
+        let lock = self.parts.taking(id)?;
+        let mut intake = Intake::new(Arc::clone(&self.parts), id);
+        let mut own = self.parts.gather(id, parent, &mut intake)?;
+        intake.settle().map_err(|error| Error::system("take what was written", error).layer(id))?;
+        // Taken after it was looked at, so that it can be changed in place.
+        let base = parent.map(|parent| self.parts.flat(parent)).transpose()?.flatten();
+        let before = Arc::clone(&own);
+        self.join(id, &mut own, base.as_ref(), joints, inherited)?;
+        let failed = |error| Error::system("commit", error).layer(id);
+        let same = Arc::ptr_eq(&before, &own) || before == own;
+        if !same || self.parts.tree_file(id).map_err(failed)?.is_none() || !self.is_untouched(id)? {
+            let _ = self.parts.put_tree(id, &own, &intake.own).map_err(failed)?;
+            // Files that have names elsewhere, too, have only those of this layer in it.
+            own = self.parts.own_tree(id)?;
+        }
+        let folder = self.home().folder(id)?.ok_or_else(|| Error::not_found("commit", id))?;
+        // Made of less than it is now.
+        for gone in [TAKING, IMAGE] {
+            unlink(folder.as_fd(), gone).map_err(failed)?;
+        }
+        drop((base, lock));
+        for part in [UPPER, WORK] {
+            disk::remove(folder.as_fd(), OsStr::new(part))?;
+        }
+        let nested = inherited || !joints.whiteouts.is_empty();
+        self.home().write_record(id, &Record { kind: Kind::Committed, chain, nested, ..record })?;
+        let base = parent.map(|parent| self.parts.flat_to_change(parent)).transpose()?.flatten();
+        self.parts.remember(id, tree::flatten(base, &own));
+        Ok(())
+    }
+
+    /// Takes back what could not be made.
+    fn take_back(&self, id: LayerId) {
+        // What keeps it is told when the layer is removed.
+        let _ = self.limits.lift(self.home(), id);
+        self.home().take_back(id);
     }
 
     /// A container's root has owner, mode and attributes of its image's.
@@ -116,10 +166,6 @@ impl Composefs {
     }
 
     fn record_of(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<Record> {
-        if let Some((name, _)) = spec.options.first() {
-            let reason = format!("composefs has no storage option '{}'", name.escape_debug());
-            return Err(Error::new(ErrorKind::Unsupported, "create", reason).layer(id));
-        }
         if spec.view && spec.parent.is_none() {
             return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));
         }
@@ -164,12 +210,13 @@ impl Composefs {
     }
 }
 
-fn capabilities(features: &Features, mounts: Mounts) -> Capabilities {
+fn capabilities(features: &Features, mounts: Mounts, limits: Limits) -> Capabilities {
     let support = |yes: bool| if yes { Support::Yes } else { Support::No };
+    let (quota, why) = limits.support();
     Capabilities::new()
         .with(Ability::InstantCreate, Support::Yes, "a layer is an empty folder over its parent's image")
         .with(Ability::NativeDiff, Support::Yes, "the upper holds what changed; redirects and metacopy are followed")
-        .with(Ability::Quota, Support::No, "no project quota is set")
+        .with(Ability::Quota, quota, why)
         .with(
             Ability::Reflink,
             support(features.reflink),
@@ -241,8 +288,9 @@ impl Driver for Composefs {
     }
 
     fn create(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()> {
+        let size = self.limits.wanted(spec, NAME, id)?;
         let record = self.record_of(id, spec)?;
-        self.make_parts(id, &record, spec.parent)
+        self.make_parts(id, &record, spec.parent, size)
     }
 
     fn complete(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<Changed> {
@@ -289,36 +337,15 @@ impl Driver for Composefs {
 
     fn commit(&self, id: LayerId, parent: Option<LayerId>, joints: &Joints) -> Result<Changed> {
         let Some(record) = self.home().to_commit(id, parent, true)? else { return Ok(Changed::No) };
-        let Below { chain, nested: inherited, .. } = self.below("commit", parent)?;
-        let lock = self.parts.taking(id)?;
-        let mut intake = Intake::new(Arc::clone(&self.parts), id);
-        let mut own = self.parts.gather(id, parent, &mut intake)?;
-        intake.settle().map_err(|error| Error::system("take what was written", error).layer(id))?;
-        // Taken after it was looked at, so that it can be changed in place.
-        let base = parent.map(|parent| self.parts.flat(parent)).transpose()?.flatten();
-        let before = Arc::clone(&own);
-        self.join(id, &mut own, base.as_ref(), joints, inherited)?;
-        let failed = |error| Error::system("commit", error).layer(id);
-        let same = Arc::ptr_eq(&before, &own) || before == own;
-        if !same || self.parts.tree_file(id).map_err(failed)?.is_none() || !self.is_untouched(id)? {
-            let _ = self.parts.put_tree(id, &own, &intake.own).map_err(failed)?;
-            // Files that have names elsewhere, too, have only those of this layer in it.
-            own = self.parts.own_tree(id)?;
+        // A layer that is full has no room for what a commit writes.
+        let lifted = self.limits.lift(self.home(), id)?;
+        match self.commit_on(id, record, parent, joints) {
+            Ok(()) => Ok(Changed::Yes),
+            Err(error) => {
+                self.limits.restore(self.home(), lifted);
+                Err(error)
+            }
         }
-        let folder = self.home().folder(id)?.ok_or_else(|| Error::not_found("commit", id))?;
-        // Made of less than it is now.
-        for gone in [TAKING, IMAGE] {
-            unlink(folder.as_fd(), gone).map_err(failed)?;
-        }
-        drop((base, lock));
-        for part in [UPPER, WORK] {
-            disk::remove(folder.as_fd(), OsStr::new(part))?;
-        }
-        let nested = inherited || !joints.whiteouts.is_empty();
-        self.home().write_record(id, &Record { kind: Kind::Committed, chain, nested, ..record })?;
-        let base = parent.map(|parent| self.parts.flat_to_change(parent)).transpose()?.flatten();
-        self.parts.remember(id, tree::flatten(base, &own));
-        Ok(Changed::Yes)
     }
 
     fn copy(&self, from: LayerId, to: LayerId) -> Result<()> {
@@ -329,6 +356,7 @@ impl Driver for Composefs {
             let part = |name: &str| {
                 ensure_folder(&folder, name, 0o700).map_err(|error| Error::system("copy", error).layer(to))
             };
+            self.limits.share(self.home(), from, &folder, to)?;
             let (diff, _) = (part(UPPER)?, part(WORK)?);
             disk::copy(source.as_fd(), diff.as_fd(), CopyOptions::default())?;
             match rustix::fs::fremovexattr(&diff, "trusted.overlay.uuid") {
@@ -345,11 +373,12 @@ impl Driver for Composefs {
             }
             self.home().write_record(to, &record)
         })();
-        copied.inspect_err(|_| self.home().take_back(to))
+        copied.inspect_err(|_| self.take_back(to))
     }
 
     fn remove(&self, id: LayerId, trash: &Path) -> Result<Changed> {
         self.parts.forget(id);
+        let _ = self.limits.lift(self.home(), id)?;
         self.home().remove(id, trash)
     }
 
@@ -452,6 +481,7 @@ impl Driver for Composefs {
         if record.kind == Kind::Active {
             pair("UpperDir", self.home().part(id, UPPER));
             pair("WorkDir", self.home().part(id, WORK));
+            pairs.extend(self.limits.facts(self.home(), id)?);
         }
         Ok(pairs)
     }
@@ -539,6 +569,7 @@ impl Driver for Composefs {
             }
         }
         if record.kind == Kind::Active {
+            findings.extend(self.limits.check(self.home(), id)?);
             for part in [UPPER, WORK] {
                 match self.home().open_part(id, part) {
                     Ok(_) => {}

@@ -37,6 +37,7 @@ impl Composefs {
             _ => list.push(none()),
         }
         if writable {
+            self.limits.make_room(self.home(), id)?;
             list.extend([path("upperdir", UPPER), path("workdir", WORK)]);
         }
         list.extend(self.mode_options(writable, options.by_others && !by_mounter));

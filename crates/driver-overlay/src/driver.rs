@@ -20,6 +20,7 @@ use vellum_driver::{
     generic_diff, guided_diff,
 };
 use vellum_overlayfs::Features;
+use vellum_overlayfs::Limits;
 use vellum_overlayfs::UpperGuide;
 use vellum_sys::file::ensure_folder;
 use vellum_sys::fsinfo::FileSystem;
@@ -36,6 +37,7 @@ pub struct Overlay {
     links: OwnedFd,
     config: DriverConfig,
     features: Features,
+    limits: Limits,
     capabilities: Capabilities,
 }
 
@@ -58,8 +60,9 @@ impl Overlay {
         };
         let links = folder(LINKS)?;
         folder(NONE)?;
-        let capabilities = capabilities(&features, config);
-        Ok(Self { home, links, config, features, capabilities })
+        let limits = Limits::of(home.dir(), config.rootless);
+        let capabilities = capabilities(&features, limits, config);
+        Ok(Self { home, links, config, features, limits, capabilities })
     }
 
     fn form(&self) -> Form {
@@ -137,6 +140,28 @@ impl Overlay {
         Ok(())
     }
 
+    /// Makes a layer a committed one on `below`.
+    fn commit_on(&self, id: LayerId, below: Below, joints: &Joints) -> Result<()> {
+        let Below { chain, hidden, nested } = below;
+        self.join(id, &chain, joints, nested)?;
+        // Overlayfs merges the roots of all the layers that it is given, opaque or not: what is hidden is not given.
+        let diff = self.home.open_part(id, "diff")?;
+        let opaque = attributes::is_opaque(&diff, self.config.xattrs)
+            .map_err(|error| Error::system("commit", error).layer(id))?;
+        let hidden = if opaque { chain.len() } else { hidden };
+        let nested = nested || !joints.whiteouts.is_empty();
+        self.drop_work(id)?;
+        self.name_link(id)?;
+        self.home.write_record(id, &Record { kind: Kind::Committed, chain, hidden, nested })
+    }
+
+    /// Takes back what could not be made.
+    fn take_back(&self, id: LayerId) {
+        // What keeps it is told when the layer is removed.
+        let _ = self.limits.lift(&self.home, id);
+        self.home.take_back(id);
+    }
+
     /// Takes away what overlayfs leaves after a volatile mount so that nobody mounts the upper again unawares.
     fn drop_volatile_mark(&self, id: LayerId) -> Result<()> {
         let work = self.home.open_part(id, "work")?;
@@ -152,9 +177,10 @@ fn lower(path: std::path::PathBuf) -> MountOption {
     MountOption::Path("lowerdir+".into(), PathRef::Host(path))
 }
 
-fn capabilities(features: &Features, config: DriverConfig) -> Capabilities {
+fn capabilities(features: &Features, limits: Limits, config: DriverConfig) -> Capabilities {
     let support = |yes: bool| if yes { Support::Yes } else { Support::No };
     let user = config.xattrs == XattrForm::User;
+    let (quota, why) = limits.support();
     let upper_only = "the kernel allows it only with trusted attributes";
     Capabilities::new()
         .with(Ability::InstantCreate, Support::Yes, "a layer is an empty folder over its parent")
@@ -163,7 +189,7 @@ fn capabilities(features: &Features, config: DriverConfig) -> Capabilities {
             Support::Yes,
             "the upper holds what changed; redirects and metacopy are followed",
         )
-        .with(Ability::Quota, Support::No, "no project quota is set")
+        .with(Ability::Quota, quota, why)
         .with(
             Ability::Reflink,
             support(features.reflink),
@@ -253,10 +279,7 @@ impl Driver for Overlay {
     }
 
     fn create(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<()> {
-        if let Some((name, _)) = spec.options.first() {
-            let reason = format!("overlay has no storage option '{}'", name.escape_debug());
-            return Err(Error::new(ErrorKind::Unsupported, "create", reason).layer(id));
-        }
+        let size = self.limits.wanted(spec, "overlay", id)?;
         if spec.view && spec.parent.is_none() {
             return Err(Error::new(ErrorKind::Invalid, "create a view", "a view has a parent").layer(id));
         }
@@ -265,10 +288,12 @@ impl Driver for Overlay {
         let made = if spec.view {
             self.home.write_first_record(id, &below.record(Kind::View))
         } else {
-            self.make_parts(id, &folder, spec.parent)
+            self.limits
+                .impose(&folder, id, size)
+                .and_then(|()| self.make_parts(id, &folder, spec.parent))
                 .and_then(|()| self.home.write_first_record(id, &below.record(Kind::Active)))
         };
-        made.inspect_err(|_| self.home.take_back(id))
+        made.inspect_err(|_| self.take_back(id))
     }
 
     fn complete(&self, id: LayerId, spec: &CreateSpec<'_>) -> Result<Changed> {
@@ -320,18 +345,16 @@ impl Driver for Overlay {
         if self.home.to_commit(id, parent, true)?.is_none() {
             return Ok(Changed::No);
         }
-        let Below { chain, hidden, nested } = self.home.below("commit", parent, self.features.max_layers)?;
-        self.join(id, &chain, joints, nested)?;
-        // Overlayfs merges the roots of all the layers that it is given, opaque or not: what is hidden is not given.
-        let diff = self.home.open_part(id, "diff")?;
-        let opaque = attributes::is_opaque(&diff, self.config.xattrs)
-            .map_err(|error| Error::system("commit", error).layer(id))?;
-        let hidden = if opaque { chain.len() } else { hidden };
-        let nested = nested || !joints.whiteouts.is_empty();
-        self.drop_work(id)?;
-        self.name_link(id)?;
-        self.home.write_record(id, &Record { kind: Kind::Committed, chain, hidden, nested })?;
-        Ok(Changed::Yes)
+        let below = self.home.below("commit", parent, self.features.max_layers)?;
+        // A layer that is full has no room for what a commit writes.
+        let lifted = self.limits.lift(&self.home, id)?;
+        match self.commit_on(id, below, joints) {
+            Ok(()) => Ok(Changed::Yes),
+            Err(error) => {
+                self.limits.restore(&self.home, lifted);
+                Err(error)
+            }
+        }
     }
 
     fn copy(&self, from: LayerId, to: LayerId) -> Result<()> {
@@ -342,6 +365,7 @@ impl Driver for Overlay {
             let part = |name: &str| {
                 ensure_folder(&folder, name, 0o700).map_err(|error| Error::system("copy", error).layer(to))
             };
+            self.limits.share(&self.home, from, &folder, to)?;
             let (diff, _) = (part("diff")?, part("work")?);
             tree::copy(source.as_fd(), diff.as_fd(), CopyOptions { skip_devices: self.config.rootless })?;
             let uuid = [self.config.xattrs.prefix(), b"uuid"].concat();
@@ -351,10 +375,7 @@ impl Driver for Overlay {
             }
             self.home.write_record(to, &record)
         })();
-        if copied.is_err() {
-            self.home.take_back(to);
-        }
-        copied
+        copied.inspect_err(|_| self.take_back(to))
     }
 
     fn remove(&self, id: LayerId, trash: &Path) -> Result<Changed> {
@@ -363,6 +384,7 @@ impl Driver for Overlay {
             Err(Errno::NOENT) => Changed::No,
             Err(error) => return Err(Error::system("remove the short name", error).layer(id)),
         };
+        let _ = self.limits.lift(&self.home, id)?;
         match self.home.remove(id, trash)? {
             Changed::Yes => Ok(Changed::Yes),
             Changed::No => Ok(unlinked),
@@ -386,6 +408,9 @@ impl Driver for Overlay {
     fn mounts(&self, id: LayerId, options: &MountOptions) -> Result<MountPlan> {
         let record = self.home.must("mount", id)?;
         let writable = record.kind == Kind::Active && !options.read_only;
+        if writable {
+            self.limits.make_room(&self.home, id)?;
+        }
         let path = |word: &str, part| MountOption::Path(word.into(), PathRef::Host(self.home.part(id, part)));
         let mut list = Vec::with_capacity(record.chain.len() + 8);
         match record.kind {
@@ -442,6 +467,7 @@ impl Driver for Overlay {
         }
         if record.kind == Kind::Active {
             pair("WorkDir", self.home.part(id, "work").display().to_string());
+            pairs.extend(self.limits.facts(&self.home, id)?);
         }
         Ok(pairs)
     }
@@ -499,6 +525,9 @@ impl Driver for Overlay {
             Kind::Committed => &["diff"],
             Kind::View => &[],
         };
+        if record.kind == Kind::Active {
+            findings.extend(self.limits.check(&self.home, id)?);
+        }
         for part in parts {
             match self.home.open_part(id, part) {
                 Ok(_) => {}

@@ -100,7 +100,7 @@ pub use select::{
 use std::fs::File;
 use std::path::Path;
 use vellum_archive::target::{Joints, LayerPath, Target, Usage};
-use vellum_types::LayerId;
+use vellum_types::{LayerId, Size};
 
 /// What a layer is. See the crate's documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -135,6 +135,31 @@ pub struct CreateSpec<'a> {
     /// Storage options of this layer as (name, value), such as (`size`, `10737418240`). A driver refuses
     /// what it does not know with [`ErrorKind::Unsupported`].
     pub options: &'a [(String, String)],
+}
+
+impl CreateSpec<'_> {
+    /// The size limit that the options ask for, for a driver that has no other option.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`]: there is another option; [`ErrorKind::Invalid`]: it is no size, or is asked for a view.
+    pub fn size(&self, driver: &str, id: LayerId) -> Result<Option<Size>> {
+        let fail = |kind, reason| Err(Error::new(kind, "create", reason).layer(id));
+        let mut size = None;
+        for (name, value) in self.options {
+            if name != "size" {
+                let reason = format!("{driver} has no storage option '{}'", name.escape_debug());
+                return fail(ErrorKind::Unsupported, reason);
+            }
+            match value.parse::<Size>() {
+                Ok(parsed) => size = Some(parsed),
+                Err(error) => return fail(ErrorKind::Invalid, format!("storage option size: {error}")),
+            }
+        }
+        if self.view && size.is_some() {
+            return fail(ErrorKind::Invalid, "a view takes no room that could be limited".into());
+        }
+        Ok(size)
+    }
 }
 
 /// How a layer is to be mounted.

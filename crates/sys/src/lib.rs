@@ -16,6 +16,7 @@
 //! | [`fsinfo`] | what a file system is and can do |
 //! | [`mod@btrfs`] | subvolumes of btrfs, and its trees |
 //! | [`ioctl`] | freezing a file system |
+//! | [`project`] | project quotas: numbers on directories, and what they may take |
 //! | [`verity`] | files that the kernel verifies when it reads them |
 //! | [`space`] | growing a file system, and telling its device what it does not use |
 //! | [`process`] | who uses a mount |
@@ -40,6 +41,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod ns;
 pub mod process;
+pub mod project;
 pub mod random;
 pub mod space;
 pub mod verity;

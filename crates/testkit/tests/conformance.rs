@@ -285,6 +285,42 @@ mod composefs {
     }
 }
 
+/// Layers with a size on XFS, where the kernel has project quotas: in the machine of `cargo xtask vm`.
+mod sizes {
+    use super::*;
+    use vellum_driver::Ability;
+
+    fn kept(factory: &dyn Factory) {
+        if !rustix::process::geteuid().is_root() {
+            skip!("mounting needs root");
+        }
+        let scratch = match Scratch::new(Kind::Xfs) {
+            Ok(scratch) => scratch,
+            Err(error) => skip!("{error}"),
+        };
+        let config = DriverConfig { xattrs: XattrForm::Trusted, rootless: false, verity: true };
+        let opened = factory.open(&scratch.path().join("look"), config).unwrap();
+        if !opened.capabilities().has(Ability::Quota) {
+            skip!("this kernel's XFS has no quotas");
+        }
+        let of_sizes = |case: &Case| chosen(case) && case.name.starts_with("claims_quota");
+        let report = run(&Subject::new(factory, config), scratch.path(), of_sizes);
+        assert!(report.failed.is_empty(), "{report}");
+        println!("{}: {report}", factory.name());
+        scratch.close().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    #[test]
+    fn vm_overlay_on_xfs() {
+        kept(&vellum_driver_overlay::FACTORY);
+    }
+
+    #[test]
+    fn vm_composefs_on_xfs() {
+        kept(&vellum_driver_composefs::FACTORY);
+    }
+}
+
 mod btrfs {
     use super::*;
 

@@ -158,10 +158,16 @@ impl Scratch {
         let image = self.folder.join("image");
         std::fs::File::create(&image)?.set_len(mib << 20)?;
         finished(mkfs[0], Command::new(mkfs[0]).args(&mkfs[1..]).args(options).arg(&image).output())?;
-        let options = if self.kind == Kind::Xfs { "loop,nouuid" } else { "loop" };
-        let mut mount = Command::new("mount");
-        mount.args(["-t", self.kind.name(), "-o", options]).arg(&image).arg(&self.root);
-        finished("mount", mount.output())
+        let mount = |options: &str| {
+            let mut mount = Command::new("mount");
+            mount.args(["-t", self.kind.name(), "-o", options]).arg(&image).arg(&self.root);
+            finished("mount", mount.output())
+        };
+        if self.kind != Kind::Xfs {
+            return mount("loop");
+        }
+        // With project quotas where the kernel has them.
+        mount("loop,nouuid,prjquota").or_else(|_| mount("loop,nouuid"))
     }
 
     /// The folder to work in: the root of the file system, or a new folder for [`Kind::Here`].

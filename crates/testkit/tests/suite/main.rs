@@ -168,7 +168,7 @@ const FOUND_BY: &[(Fault, &[&str])] = &[
     (Fault::CompleteStartsOver, &["complete_keeps_what_was_written", "complete_twice"]),
     (Fault::CompleteTellsNothing, &["complete_makes_all", "complete_twice"]),
     (Fault::NothingListed, &["reasons_are_given"]),
-    (Fault::QuotaClaimed, &["claims_quota"]),
+    (Fault::QuotaClaimed, &["claims_quota", "claims_quota_of_copies"]),
     (Fault::InstantClaimed, &["claims_instant_create"]),
     (Fault::ReflinkClaimed, &["claims_reflink"]),
     (

@@ -6,6 +6,7 @@ use crate::conformance::{Case, Content, Failure, Lab, Outcome};
 use crate::tree::{Compare, Tree};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use vellum_archive::target::Joints;
 use vellum_driver::{Ability, CreateSpec, ErrorKind, MountOptions, MountPlan};
 
@@ -17,6 +18,10 @@ pub(super) const CASES: &[Case] = &[
         "the native diff tells what the generic one does, also of renamed directories and of files whose data was not copied up"
     ),
     case!(claims_quota, "a layer with a size cannot outgrow it (graphtest: SetQuota)"),
+    case!(
+        claims_quota_of_copies,
+        "a copy of a layer with a size cannot outgrow it either; it can be committed when it is full"
+    ),
     case!(claims_reflink, "the first write to a big file, and a save point, take little room"),
     case!(claims_rootless, "a driver says that it works for users where it does"),
     case!(claims_parallel_unpack, "a parent named only at commit is taken, or refused as not supported"),
@@ -104,18 +109,39 @@ fn claims_quota(lab: &Lab<'_>) -> Outcome {
     lab.driver().create(id, &CreateSpec { parent: Some(base), view: false, options: &options })?;
     lab.within(id, |root| {
         fs::write(root.join("small"), vec![1; 10 << 20])?;
-        match fs::write(root.join("file"), vec![1; 100 << 20]) {
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::StorageFull
-                ) =>
-            {
-                Ok(())
-            }
-            other => Err(Failure::new(format!("twice the quota was written: {other:?}"))),
-        }
+        fill(root, 100 << 20)
     })
+}
+
+/// Writes until there is no more room.
+fn fill(root: &Path, bytes: usize) -> Outcome {
+    match fs::write(root.join("filling"), vec![1; bytes]) {
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::StorageFull
+            ) =>
+        {
+            Ok(())
+        }
+        other => Err(Failure::new(format!("more than its size was written: {other:?}"))),
+    }
+}
+
+fn claims_quota_of_copies(lab: &Lab<'_>) -> Outcome {
+    lab.require(Ability::Quota)?;
+    let base = lab.layer(None, |h| h.file("f", "x", 0o644))?;
+    let [id, copy] = [lab.new_id()?, lab.new_id()?];
+    let options = [("size".to_owned(), (20u64 << 20).to_string())];
+    lab.driver().create(id, &CreateSpec { parent: Some(base), view: false, options: &options })?;
+    lab.within(id, |root| fill(root, 40 << 20))?;
+    lab.within(id, |root| Ok(fs::remove_file(root.join("filling"))?))?;
+    lab.driver().copy(id, copy)?;
+    lab.within(copy, |root| fill(root, 40 << 20))?;
+    // One that is full can be committed, and what is made on it has no limit.
+    lab.commit(copy, Some(base))?;
+    let above = lab.create(Some(copy))?;
+    lab.within(above, |root| Ok(fs::write(root.join("more"), vec![1; 40 << 20])?))
 }
 
 fn claims_reflink(lab: &Lab<'_>) -> Outcome {
