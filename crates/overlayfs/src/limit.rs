@@ -10,7 +10,7 @@
 //! | dies | left | by whom it goes |
 //! |---|---|---|
 //! | in 1 | a limit on a number that nothing has, or a folder that is half made | the next layer passes over the number; the folder's removal |
-//! | in 2 | a layer whose limit is gone | its removal or commit is begun again, as always |
+//! | in 2 | a layer whose limit is gone | its removal or commit is begun again, as always; a layer that is used on gets its limit back when it is mounted |
 //!
 //! **A full layer can be mounted.** Overlayfs makes its scratch folder anew, for which XFS wants some hundred kilobytes of room to be left, and mounts read-only if it cannot: nobody could delete
 //! anything then. So a layer that has less than a megabyte left when it is mounted for writing gets so much more, up to sixteen above its size in all; and its own limit
@@ -21,6 +21,9 @@
 //!
 //! **Only XFS.** ext4 has project quotas too, but lets who has `CAP_SYS_RESOURCE` write past them, and what a container writes is written by overlayfs
 //! as who mounted it. XFS asks nobody who he is. It must be mounted with `prjquota`.
+//!
+//! **Against whom.** The kernel lets the owner of a file give it another number, unless he is in a user namespace. So the limit holds against programs that fill the disk by accident, and against
+//! all that run in a user namespace.
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
