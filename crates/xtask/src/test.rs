@@ -13,7 +13,7 @@ const LEFT_OUT: [&str; 6] = [
     "a minute each of kills, power cuts, sixty-four processes, flipped bits and random sequences, on each driver and file system \
      (CI: seconds each, sixteen processes; for longer: cargo xtask campaign)",
     "all tests of the store, and the conformance suite on composefs, in pools of XFS and of btrfs (CI: pools' own, and the life of a container)",
-    "what needs a kernel with fs-verity, in a throwaway machine, the conformance suite among it, and composefs on Debian 13's kernel (alone: cargo xtask vm)",
+    "what needs a kernel with fs-verity or quotas of XFS, in a throwaway machine, the conformance suite among it, and composefs on Debian 13's kernel (alone: cargo xtask vm)",
     "half a minute of mutations for each fuzz target (CI: a second and a half; guided by coverage: cargo xtask fuzz)",
 ];
 

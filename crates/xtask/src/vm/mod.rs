@@ -47,7 +47,11 @@ impl Tests {
                 Self::new("vellum-driver-composefs", Some("verity"), &[]),
                 Self::new("vellum-mount", Some("mounts"), &[]),
                 Self::new("vellum-server", None, &["flattened".to_owned()]),
-                Self::new("vellum-testkit", Some("conformance"), &["composefs::root_tmpfs".to_owned()]),
+                Self::new(
+                    "vellum-testkit",
+                    Some("conformance"),
+                    &["composefs::root_tmpfs".to_owned(), "sizes::".to_owned()],
+                ),
             ];
         }
         vec![
