@@ -19,9 +19,7 @@ use vellum_driver::{
     LayerInfo, Mount, MountOption, MountOptions, MountPlan, MountSource, PathRef, Result, Support, Views,
     generic_diff, guided_diff,
 };
-use vellum_overlayfs::Features;
-use vellum_overlayfs::Limits;
-use vellum_overlayfs::UpperGuide;
+use vellum_overlayfs::{Features, Limits, UpperGuide};
 use vellum_sys::file::ensure_folder;
 use vellum_sys::fsinfo::FileSystem;
 use vellum_types::LayerId;

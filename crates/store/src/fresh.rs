@@ -105,7 +105,7 @@ impl Store {
         let _ = self.prepare_to_mount(&*self.driver, below);
         self.note_whole(id);
         if later {
-            self.provide_file_later(id)?;
+            self.provide_file_later(id);
         }
         point("store.fresh.done")?;
         Ok(id)

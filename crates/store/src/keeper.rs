@@ -194,16 +194,19 @@ impl Store {
         }
     }
 
-    /// Leaves the `layer.json` of a fresh layer to the keeper.
-    pub(crate) fn provide_file_later(&self, layer: LayerId) -> Result<()> {
+    /// Leaves the `layer.json` of a fresh layer to the keeper. Where it cannot be written, who uses the layer next, or checks, makes good for it: the layer is there.
+    pub(crate) fn provide_file_later(&self, layer: LayerId) {
         if let Some(desk) = self.desk.get() {
             let state = desk.state();
             if !state.ended {
-                desk.leave(state, |state| state.made.push(layer));
-                return Ok(());
+                return desk.leave(state, |state| state.made.push(layer));
             }
         }
-        self.follow_layer(layer, LayerFile::provide)
+        self.provide_file(layer);
+    }
+
+    fn provide_file(&self, layer: LayerId) {
+        let _ = point("store.keeper.file").map(|()| self.follow_layer(layer, LayerFile::provide));
     }
 
     /// The layer is written to from now on, and committed soon.
@@ -233,10 +236,7 @@ impl Store {
                 left = self.finish_batch(batch);
                 self.empty_trash_of_many();
             }
-            for id in made {
-                // Who uses the layer next, or checks, makes good for what fails here.
-                let _ = point("store.keeper.file").map(|()| self.follow_layer(id, LayerFile::provide));
-            }
+            made.into_iter().for_each(|id| self.provide_file(id));
             if self.catalog.is_untidy() {
                 // A writer does it when the keeper fails at it for long.
                 let _ = self.catalog.tidy();
